@@ -1,0 +1,142 @@
+"""Text to token ids, and where in them steering starts and the answer letter stands.
+
+Three prompt formats:
+
+- `llama2`: Llama 2 chat as CAA wrote it, `[<<SYS>>...<</SYS>>][INST] question [/INST][ answer]`;
+- `base`: base models, `Input: question\\nResponse:[ answer]`;
+- `template`: every other chat model, its own chat template.
+
+The end of the user's turn is known from building the text, and the tokenizer's character offsets say
+which token that is; nothing is searched for, so a marker inside a question moves nothing.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PromptFormat = Literal["llama2", "base", "template"]
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """A tokenised prompt."""
+
+    ids: tuple[int, ...]
+    steer_start: int
+    """Index of the last token of the user turn's end marker: the first token that is steered."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class ChatFormat:
+    """Writes prompts for one tokenizer in one format."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", model_label: str, use_base_model: bool) -> None:
+        """
+        Raises:
+            UserError: If the model is none that chats, or its tokenizer gives no character offsets.
+        """
+        if not tokenizer.is_fast:
+            raise UserError(f"{model_label}: its tokenizer gives no character offsets (it is not a fast tokenizer)")
+        self.tokenizer = tokenizer
+        self.model_label = model_label
+        self.name = _choose_format(tokenizer, model_label, use_base_model)
+        self._letter_ids: dict[str, int] = {}
+
+    def encode(self, question: str, answer: str | None = None, system_prompt: str | None = None) -> PromptTokens:
+        """Tokenise a question, with the beginning of its answer where one is given.
+
+        Args:
+            question: The user's message; blanks around it are dropped.
+            answer: What the assistant's turn begins with, such as "(".
+            system_prompt: Instruction before the conversation.
+
+        Raises:
+            UserError: If the format takes no system prompt or the end of the user's turn cannot be placed.
+        """
+        prompt, separator = self._prompt_text(question.strip(), system_prompt)
+        text = prompt if answer is None else f"{prompt}{separator}{answer.strip()}"
+        encoding = self.tokenizer(
+            text, add_special_tokens=self.name != "template", return_offsets_mapping=True, truncation=False
+        )
+        start = _token_at(encoding["offset_mapping"], len(prompt) - 1)
+        if start is None:
+            raise UserError(
+                f"{self.model_label}: its tokenizer does not say which token ends the user's turn; "
+                "steering would start at the wrong place, so this model cannot be used"
+            )
+        return PromptTokens(tuple(encoding["input_ids"]), start)
+
+    def encode_choice(self, question: str, system_prompt: str | None = None) -> PromptTokens:
+        """Tokenise a lettered question up to the `(` of its answer; the letter is the next token."""
+        return self.encode(question, "(", system_prompt)
+
+    def letter_id(self, letter: str) -> int:
+        """The id of the token that the letter is when it follows `(`.
+
+        Raises:
+            UserError: If the tokenizer has no single token for it.
+        """
+        if letter not in self._letter_ids:
+            self._letter_ids[letter] = self._find_letter_id(letter)
+        return self._letter_ids[letter]
+
+    def _find_letter_id(self, letter: str) -> int:
+        before = self.encode("?", "(").ids
+        after = self.encode("?", f"({letter}").ids
+        if after[:-1] == before:
+            return after[-1]
+        # a tokenizer that merges "(A" into one token: read and score the letter as a token of its own
+        token_id = self.tokenizer.convert_tokens_to_ids(letter)
+        if isinstance(token_id, int) and self.tokenizer.decode([token_id]) == letter:
+            return token_id
+        raise UserError(f"{self.model_label}: its tokenizer has no single token for the answer letter {letter!r}")
+
+    def _prompt_text(self, question: str, system_prompt: str | None) -> tuple[str, str]:
+        """The text up to the end of the user's turn, and what separates an answer from it."""
+        if self.name == "llama2":
+            system = f"<<SYS>>\n{system_prompt}\n<</SYS>>\n\n" if system_prompt is not None else ""
+            return f"{system}[INST] {question} [/INST]", " "
+        if self.name == "base":
+            if system_prompt is not None:
+                raise UserError("--system_prompt needs a chat model; base models have no place for one")
+            return f"Input: {question}\nResponse:", " "
+        return self._render_template(question, system_prompt), ""
+
+    def _render_template(self, question: str, system_prompt: str | None) -> str:
+        from jinja2 import TemplateError
+
+        messages = [{"role": "user", "content": question}]
+        if system_prompt is not None:
+            messages.insert(0, {"role": "system", "content": system_prompt})
+        try:
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except TemplateError as err:
+            raise UserError(f"{self.model_label}: its chat template refuses this prompt: {err}") from err
+        if not isinstance(text, str) or question not in text:
+            raise UserError(f"{self.model_label}: its chat template does not contain the question as it was given")
+        return text
+
+
+def _choose_format(tokenizer: "PreTrainedTokenizerBase", model_label: str, use_base_model: bool) -> PromptFormat:
+    if use_base_model:
+        return "base"
+    if "llama-2" in model_label.lower():
+        return "llama2"
+    if tokenizer.chat_template is None:
+        raise UserError(f"{model_label} has no chat template; if it is a base model, add --use_base_model")
+    return "template"
+
+
+def _token_at(offsets: list[tuple[int, int]], char: int) -> int | None:
+    """Index of the last token whose characters include `char`."""
+    for index in range(len(offsets) - 1, -1, -1):
+        start, end = offsets[index]
+        if start <= char < end:
+            return index
+    return None

@@ -1,0 +1,222 @@
+"""What all scripts share on the command line: flags, logging, exit codes."""
+
+import argparse
+import errno
+import logging
+import math
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from utils.behaviors import BEHAVIORS
+from utils.errors import UserError
+from utils.models import MODEL_SIZES, ModelChoice, choose_model
+from utils.paths import REPOSITORY, DataPaths
+
+log = logging.getLogger(__name__)
+
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+def make_parser(docstring: str | None) -> argparse.ArgumentParser:
+    """A parser whose help shows the script's own docstring, with the flags every script has."""
+    parser = argparse.ArgumentParser(
+        description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--root", type=Path, default=REPOSITORY, metavar="DIR",
+        help="folder that holds datasets/, vectors/, results/ and the like (default: the repository)",
+    )  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="make outputs again that are already there")
+    parser.add_argument("--seed", type=_seed, default=0, help="seed of everything random (default: 0)")
+    parser.add_argument("--verbose", action="store_true", help="log more, with a traceback for every error")
+    return parser
+
+
+def add_behaviors(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--behaviors", nargs="+", choices=list(BEHAVIORS), default=list(BEHAVIORS), metavar="ID",
+        help=f"behaviors to work on, from: {', '.join(BEHAVIORS)} (default: all)",
+    )  # fmt: skip
+
+
+def add_layers(parser: argparse.ArgumentParser, default: str = "all of the model") -> None:
+    parser.add_argument(
+        "--layers", nargs="+", type=_layer, metavar="N",
+        help=f"decoder layers, counted from 0 (default: {default})",
+    )  # fmt: skip
+
+
+def add_multipliers(parser: argparse.ArgumentParser, default: Sequence[float] | None, help_default: str) -> None:
+    parser.add_argument(
+        "--multipliers", nargs="+", type=_finite_float, default=default, metavar="X",
+        help=f"multiples of the steering vector that are added; 0 is no steering (default: {help_default})",
+    )  # fmt: skip
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Flags that name a model."""
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument(
+        "--model_size", choices=MODEL_SIZES, default="7b",
+        help="7b, 13b, 70b: Llama 2 (gated: needs HF_TOKEN); 135m: the embedded SmolLM2 (default: 7b)",
+    )  # fmt: skip
+    chosen.add_argument("--model", metavar="NAME_OR_PATH", help="any decoder checkpoint: a hub name or a local folder")
+    parser.add_argument("--use_base_model", action="store_true", help="the base model, prompted with plain text")
+
+
+def add_compute(parser: argparse.ArgumentParser) -> None:
+    """Flags that say how a model is run."""
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, ... (default: the best there is)")
+    parser.add_argument(
+        "--dtype", choices=["auto", "float32", "float16", "bfloat16"], default="auto",
+        help="weights and arithmetic (default: float32, but float16 for 13b and 70b on a GPU)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch_size", type=_batch_size, default="auto", metavar="N",
+        help="questions or pairs in one forward pass (default: auto, from the free memory)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--no_packing", action="store_true",
+        help="one full sequence for every combination: slow, the reference for the packed passes",
+    )  # fmt: skip
+
+
+def model_choice(args: argparse.Namespace) -> ModelChoice:
+    return choose_model(args.model_size, args.model, args.use_base_model)
+
+
+def data_paths(args: argparse.Namespace) -> DataPaths:
+    """The paths under --root.
+
+    Raises:
+        UserError: If that folder does not exist.
+    """
+    if not args.root.is_dir():
+        raise UserError(f"--root {args.root} is not a folder; create it or name another one")
+    return DataPaths(args.root)
+
+
+def check_layers(requested: Sequence[int] | None, n_layers: int, model_label: str) -> list[int]:
+    """The requested layers, sorted and without repeats; all where none were named.
+
+    Raises:
+        UserError: If one is not a layer of the model.
+    """
+    layers = sorted(set(requested)) if requested else list(range(n_layers))
+    outside = [layer for layer in layers if layer >= n_layers]
+    if outside:
+        named = ", ".join(map(str, outside))
+        raise UserError(f"--layers {named}: {model_label} has layers 0 to {n_layers - 1}")
+    return layers
+
+
+def command_line(script: str, argv: Sequence[str] | None) -> str:
+    """The command as it can be run again, for provenance records."""
+    return shlex.join([f"./{Path(script).name}", *(sys.argv[1:] if argv is None else argv)])
+
+
+def run_main(
+    run: Callable[[argparse.Namespace], int],
+    parser: argparse.ArgumentParser,
+    script: str,
+    argv: Sequence[str] | None,
+) -> int:
+    """Parse, set up logging, run, and turn what users can mend into one line and an exit code."""
+    try:
+        args = parser.parse_args(argv)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    args.command = command_line(script, argv)
+    logging.basicConfig(
+        level=logging.DEBUG if args.verbose else logging.INFO, format="%(message)s", stream=sys.stderr, force=True
+    )
+    for noisy in ("httpx", "httpcore", "urllib3", "openai", "matplotlib", "PIL", "filelock", "asyncio", "fsspec"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        return run(args)
+    except UserError as err:
+        return _report(f"error: {err}", EXIT_USAGE, args)
+    except KeyboardInterrupt:
+        return _report(f"interrupted: finished work is saved; to go on, run: {args.command}", EXIT_INTERRUPTED, None)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return EXIT_FAILED
+    except OSError as err:
+        if err.errno not in _FILE_ERRORS:
+            raise
+        return _report(f"error: {_describe_os_error(err)}", EXIT_FAILED, args)
+
+
+_FILE_ERRORS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR,
+    errno.EISDIR, errno.ENAMETOOLONG, errno.EIO, errno.EFBIG, errno.ELOOP, errno.ESTALE,
+}  # fmt: skip
+
+
+def _describe_os_error(err: OSError) -> str:
+    where = err.filename or "a file"
+    advice = {
+        errno.ENOSPC: "free some space and run again",
+        errno.EDQUOT: "free some space and run again",
+        errno.EACCES: "make it writable or choose another --root",
+        errno.EPERM: "make it writable or choose another --root",
+        errno.EROFS: "choose another --root",
+    }.get(err.errno or 0, "check the folder and run again")
+    return f"{where}: {os.strerror(err.errno or 0)}; {advice} (finished files are whole)"
+
+
+def _report(message: str, code: int, args: argparse.Namespace | None) -> int:
+    log.error(message, exc_info=bool(args and args.verbose))
+    return code
+
+
+def exit_with(code: int) -> NoReturn:
+    """Leave the process with `code`; after Ctrl-C without waiting for libraries to wind down."""
+    logging.shutdown()
+    sys.stdout.flush()
+    if code == EXIT_INTERRUPTED:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        os._exit(code)
+    sys.exit(code)
+
+
+def progress(iterable: Any = None, **options: Any) -> Any:
+    """A tqdm bar on stderr, silent when stderr is no terminal."""
+    from tqdm import tqdm
+
+    return tqdm(iterable, dynamic_ncols=True, disable=not sys.stderr.isatty(), **options)
+
+
+def _layer(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative; layers are counted from 0")
+    return value
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+    return value + 0.0  # -0.0 becomes 0.0, which names the same thing
+
+
+def _batch_size(text: str) -> int | str:
+    if text == "auto":
+        return text
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 4294967295")
+    return value

@@ -1,0 +1,66 @@
+"""Which checkpoint a command means, and the names that it leaves in file names."""
+
+from dataclasses import dataclass
+
+from utils.errors import UserError
+
+EMBEDDED_SIZE = "135m"
+EMBEDDED_LABEL = "SmolLM2-135M-Instruct"
+
+# --model_size -> (chat checkpoint, base checkpoint) on the Hugging Face hub
+LLAMA_2_CHECKPOINTS: dict[str, tuple[str, str]] = {
+    "7b": ("meta-llama/Llama-2-7b-chat-hf", "meta-llama/Llama-2-7b-hf"),
+    "13b": ("meta-llama/Llama-2-13b-chat-hf", "meta-llama/Llama-2-13b-hf"),
+    "70b": ("meta-llama/Llama-2-70b-chat-hf", "meta-llama/Llama-2-70b-hf"),
+}
+MODEL_SIZES = (*LLAMA_2_CHECKPOINTS, EMBEDDED_SIZE)
+
+
+def checkpoint_label(source: str) -> str:
+    """The checkpoint's last path component, as it stands in `vec_layer_<layer>_<label>.pt`."""
+    return source.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """A checkpoint to load and how it is named."""
+
+    source: str
+    """Hub name or local folder; for the embedded model its label (its folder is made when needed)."""
+    label: str
+    """Last path component; names vectors and activations."""
+    size: str | None
+    """The --model_size that chose it; None for --model."""
+    use_base_model: bool
+    """Prompts are written as plain text (base model) instead of as a chat."""
+
+    @property
+    def is_embedded(self) -> bool:
+        return self.size == EMBEDDED_SIZE
+
+    @property
+    def command_flags(self) -> str:
+        """The flags that choose this model again, for messages that name a command."""
+        chosen = f"--model_size {self.size}" if self.size else f"--model {self.source}"
+        return f"{chosen} --use_base_model" if self.use_base_model else chosen
+
+
+def choose_model(model_size: str, model: str | None, use_base_model: bool) -> ModelChoice:
+    """Resolve the flags --model_size, --model and --use_base_model.
+
+    Raises:
+        UserError: For an unknown size, or a base model where there is none.
+    """
+    if model is not None:
+        label = checkpoint_label(model)
+        if label in ("", ".", ".."):
+            raise UserError(f"--model {model!r} does not end in a name; give a hub name or a folder by its name")
+        return ModelChoice(model, label, None, use_base_model)
+    if model_size == EMBEDDED_SIZE:
+        if use_base_model:
+            raise UserError("--model_size 135m is a chat model and has no base checkpoint; leave --use_base_model out")
+        return ModelChoice(EMBEDDED_LABEL, EMBEDDED_LABEL, EMBEDDED_SIZE, False)
+    if model_size not in LLAMA_2_CHECKPOINTS:
+        raise UserError(f"unknown model size {model_size!r}; choose from: {', '.join(MODEL_SIZES)}")
+    source = LLAMA_2_CHECKPOINTS[model_size][1 if use_base_model else 0]
+    return ModelChoice(source, checkpoint_label(source), model_size, use_base_model)
