@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # Tokens in one forward pass. More brings no speed on a CPU; on a GPU the free memory has a say (_token_budget).
-CPU_TOKENS_PER_PASS = 2048
+CPU_TOKENS_PER_PASS = 1024
 GPU_TOKENS_PER_PASS = 32768
 # A generated row's share of a pass: its keys and values of all layers weigh more than one block's activations.
 GENERATION_COST = 0.25
@@ -111,6 +111,19 @@ class LlamaWrapper:
     @property
     def dtype(self) -> torch.dtype:
         return self.model.dtype
+
+    def provenance(self) -> dict[str, str | None]:
+        """What to note beside everything that is computed with this model."""
+        import transformers
+
+        return {
+            "model": self.label,
+            "revision": getattr(self.model.config, "_commit_hash", None),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "prompt_format": self.chat_format.name,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
 
     # --- reading ---
 
@@ -260,7 +273,7 @@ class LlamaWrapper:
                 continue
             scores = torch.empty(len(steerings), len(ids))
 
-            def score_rows(rows: list[int], prompt: PromptTokens = prompt, ids: Sequence[int] = ids) -> Tensor:
+            def score_rows(rows: list[int], prompt: PromptTokens = prompt, ids: Sequence[int] = ids) -> list[Tensor]:
                 return self._score_rows([prompt] * len(rows), [steerings[row] for row in rows], [ids] * len(rows))
 
             every = list(range(len(steerings)))
@@ -361,8 +374,8 @@ class LlamaWrapper:
                     yield index, self._generation(rows[index], tokens)
 
     def _generation(self, row: GenerationRow, tokens: Sequence[int]) -> Generation:
-        text = self.tokenizer.decode(list(tokens), skip_special_tokens=True).strip()
-        raw_text = self.tokenizer.decode([*row.prompt.ids, *tokens], skip_special_tokens=False)
+        text = str(self.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
+        raw_text = str(self.tokenizer.decode([*row.prompt.ids, *tokens], skip_special_tokens=False))
         return Generation(tuple(tokens), text, raw_text)
 
     def _end_ids(self) -> frozenset[int]:

@@ -1,6 +1,7 @@
 """From a model choice to a loaded checkpoint, with every failure said in one line."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,17 +70,21 @@ def load_checkpoint(
         UserError: If they cannot be had or do not fit on the device.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
 
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
     source = _checkpoint_source(choice)
     with _explained(choice):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, token=_hub_token())
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=False, token=_hub_token())
     try:
-        return model.to(device), tokenizer
+        model.to(device)  # type: ignore[arg-type]  # its annotation leaves devices out
     except torch.OutOfMemoryError as err:
         raise UserError(
             f"{choice.label} does not fit into the memory of {device} as {dtype}; use --dtype bfloat16 or --device cpu"
         ) from err
+    return model, tokenizer
 
 
 def load_weights_over(model: "PreTrainedModel", weights_path: Path) -> None:

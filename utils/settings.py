@@ -114,7 +114,7 @@ def parse_result_name(name: str) -> SteeringSettings:
             override_vector=_int_or_none(values.pop("override_vector", None)),
             use_base_model=_one_of(values.pop("use_base_model"), ("True", "False")) == "True",
             steer_positions=_one_of(values.pop("steer_positions", "end_of_prompt"), ("end_of_prompt", "all")),  # type: ignore[arg-type]
-            **values,  # type: ignore[arg-type]  # the remaining keys are all str | None
+            **values,  # the remaining keys are all str | None
         )
     except (KeyError, ValueError) as err:
         raise UserError(f"{name!r} is not a result file name") from err

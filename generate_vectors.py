@@ -1,0 +1,177 @@
+#!/usr/bin/env python3
+"""Generate one steering vector per layer from contrast pairs.
+
+Reads:   datasets/generate/<behavior>/generate_dataset.json
+Writes:  vectors/<behavior>/vec_layer_<layer>_<model>.pt
+         activations/<behavior>/activations_{pos,neg}_<layer>_<model>.pt with --save_activations
+Example: ./generate_vectors.py --behaviors sycophancy --layers 13 --model_size 135m
+"""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from utils.cli import (
+    EXIT_DONE,
+    add_behaviors,
+    add_compute,
+    add_layers,
+    add_model,
+    check_layers,
+    data_paths,
+    exit_with,
+    make_parser,
+    model_choice,
+    progress,
+    run_main,
+)
+from utils.contrast_data import ContrastPair, load_contrast_pairs
+from utils.models import ModelChoice
+from utils.paths import DataPaths
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from llama_wrapper import LlamaWrapper
+
+log = logging.getLogger(__name__)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = make_parser(__doc__)
+    add_behaviors(parser)
+    add_layers(parser)
+    add_model(parser)
+    add_compute(parser)
+    parser.add_argument(
+        "--save_activations", action="store_true", help="also keep every pair's activations (for plot_activations.py)"
+    )
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    from utils.loading import load_config
+
+    paths, choice = data_paths(args), model_choice(args)
+    pairs = {
+        behavior: load_contrast_pairs(
+            paths.generate_dataset(behavior), f"run: ./process_raw_datasets.py --behaviors {behavior}"
+        )
+        for behavior in args.behaviors
+    }
+    layers = check_layers(args.layers, load_config(choice).num_hidden_layers, choice.label)
+    wanted = {
+        behavior: layers if args.overwrite else _missing_layers(paths, behavior, layers, choice, args.save_activations)
+        for behavior in args.behaviors
+    }
+    n_skipped = sum(len(layers) - len(missing) for missing in wanted.values())
+    if not any(wanted.values()):
+        log.info("wrote 0, skipped %d that are there already (--overwrite makes them again)", n_skipped)
+        return EXIT_DONE
+
+    from llama_wrapper import LlamaWrapper
+
+    model = LlamaWrapper.load(choice, args.device, args.dtype)
+    n_written = 0
+    for behavior, missing in wanted.items():
+        if missing:
+            n_written += generate_behavior(model, pairs[behavior], behavior, missing, paths, args)
+    log.info("wrote %d vectors, skipped %d, failed 0", n_written, n_skipped)
+    return EXIT_DONE
+
+
+def generate_behavior(
+    model: "LlamaWrapper",
+    pairs: Sequence[ContrastPair],
+    behavior: str,
+    layers: Sequence[int],
+    paths: DataPaths,
+    args: argparse.Namespace,
+) -> int:
+    """Write one behavior's vectors (and activations); returns how many vectors."""
+    import torch
+
+    from utils.artifact_io import record_provenance, save_tensor
+    from utils.paths import vector_name
+
+    total = torch.zeros(len(layers), model.d_model, dtype=torch.float64)
+    kept = _ActivationTables(len(pairs), layers, model.d_model) if args.save_activations else None
+    batch_size = None if args.batch_size == "auto" else args.batch_size
+    read = model.answer_activations_plainly if args.no_packing else model.answer_activations
+    options = {} if args.no_packing else {"batch_size": batch_size}
+    with progress(total=len(pairs), desc=f"{behavior}: contrast pairs", unit="pair") as bar:
+        for indices, positive, negative in read(pairs, layers, **options):
+            total += (positive.double() - negative.double()).sum(dim=0)
+            if kept:
+                kept.put(indices, positive, negative)
+            bar.update(len(indices))
+
+    names = [vector_name(layer, model.label) for layer in layers]
+    vectors_dir = paths.vectors_dir(behavior, normalized=False)
+    record_provenance(vectors_dir, names, _provenance(model, paths.generate_dataset(behavior), len(pairs), args))
+    if kept:
+        kept.save(paths, behavior, model.label)
+    for index, name in enumerate(names):
+        save_tensor(vectors_dir / name, (total[index] / len(pairs)).float())
+    log.info("wrote %s: %d vectors from %d pairs", vectors_dir, len(names), len(pairs))
+    return len(names)
+
+
+class _ActivationTables:
+    """Activations of all pairs, in dataset order."""
+
+    def __init__(self, n_pairs: int, layers: Sequence[int], d_model: int) -> None:
+        import torch
+
+        self.layers = layers
+        self.sides = {
+            "pos": torch.empty(len(layers), n_pairs, d_model),
+            "neg": torch.empty(len(layers), n_pairs, d_model),
+        }
+
+    def put(self, indices: list[int], positive: "Tensor", negative: "Tensor") -> None:
+        """Take in a batch, each [len(indices), n_layers, d_model]."""
+        self.sides["pos"][:, indices] = positive.transpose(0, 1)
+        self.sides["neg"][:, indices] = negative.transpose(0, 1)
+
+    def save(self, paths: DataPaths, behavior: str, label: str) -> None:
+        from utils.artifact_io import save_tensor
+
+        for side in ("pos", "neg"):
+            for index, layer in enumerate(self.layers):
+                save_tensor(paths.activations(behavior, side, layer, label), self.sides[side][index].clone())
+
+
+def _missing_layers(
+    paths: DataPaths, behavior: str, layers: Sequence[int], choice: ModelChoice, with_activations: bool
+) -> list[int]:
+    def outputs(layer: int) -> list[Path]:
+        vector = paths.vector(behavior, layer, choice.label, normalized=False)
+        if not with_activations:
+            return [vector]
+        return [vector, *(paths.activations(behavior, side, layer, choice.label) for side in ("pos", "neg"))]
+
+    return [layer for layer in layers if not all(path.exists() for path in outputs(layer))]
+
+
+def _provenance(model: "LlamaWrapper", dataset: Path, n_pairs: int, args: argparse.Namespace) -> dict:
+    from utils.artifact_io import sha256_of
+
+    return {
+        **model.provenance(),
+        "command": args.command,
+        "dataset_sha256": sha256_of(dataset),
+        "n_pairs": n_pairs,
+        "token_position": "answer letter",
+        "seed": args.seed,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_main(run, build_parser(), __file__, argv)
+
+
+if __name__ == "__main__":
+    exit_with(main())

@@ -1,0 +1,150 @@
+#!/usr/bin/env python3
+"""Scale the steering vectors of all behaviors to one norm per layer, so that multipliers compare.
+
+Every vector of a layer and model gets the mean norm over the behaviors.
+
+Reads:   vectors/<behavior>/vec_layer_<layer>_<model>.pt
+Writes:  normalized_vectors/<behavior>/vec_layer_<layer>_<model>.pt
+Example: ./normalize_vectors.py
+         ./normalize_vectors.py --behaviors sycophancy --model_size 135m
+"""
+
+import argparse
+import logging
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from utils.cli import (
+    EXIT_DONE,
+    add_behaviors,
+    add_layers,
+    data_paths,
+    exit_with,
+    make_parser,
+    progress,
+    run_main,
+)
+from utils.errors import UserError
+from utils.models import MODEL_SIZES, checkpoint_label, choose_model
+from utils.paths import DataPaths, vector_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+_VECTOR_NAME = re.compile(r"vec_layer_(\d+)_(.+)\.pt")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = make_parser(__doc__)
+    add_behaviors(parser)
+    add_layers(parser, default="those that are there")
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--model_size", choices=MODEL_SIZES, help="only this model's vectors (default: every model)")
+    chosen.add_argument("--model", metavar="NAME_OR_PATH", help="only this model's vectors (default: every model)")
+    parser.add_argument("--use_base_model", action="store_true", help="with --model_size: the base model's vectors")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    paths = data_paths(args)
+    layers_of = {behavior: find_vectors(paths, behavior) for behavior in args.behaviors}
+    labels = _labels_asked_for(args, layers_of)
+    n_complete, counts = 0, {"wrote": 0, "skipped": 0, "differ": 0}
+    for label in labels:
+        layers = sorted(set().union(*(found.get(label, set()) for found in layers_of.values())))
+        layers = [layer for layer in layers if args.layers is None or layer in args.layers]
+        if missing := _describe_missing(layers_of, label, layers):
+            log.warning("%s: not normalised, missing: %s", label, missing)
+            continue
+        n_complete += 1
+        for layer in progress(layers, desc=label, unit="layer"):
+            counts[normalize_layer(paths, args, layer, label)] += len(args.behaviors)
+    if counts["differ"]:
+        log.warning(
+            "%d normalised vectors differ from what today's vectors give (made from others, or for other "
+            "--behaviors); they were kept, --overwrite replaces them",
+            counts["differ"],
+        )
+    log.info("wrote %d normalised vectors, skipped %d", counts["wrote"], counts["skipped"] + counts["differ"])
+    if not n_complete:
+        raise UserError(f"nothing normalised: no model has vectors for all of {', '.join(args.behaviors)}")
+    return EXIT_DONE
+
+
+def find_vectors(paths: DataPaths, behavior: str) -> dict[str, set[int]]:
+    """The layers for which a behavior has vectors, by model label."""
+    found: dict[str, set[int]] = {}
+    folder = paths.vectors_dir(behavior, normalized=False)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if match := _VECTOR_NAME.fullmatch(path.name):
+            found.setdefault(match.group(2), set()).add(int(match.group(1)))
+    return found
+
+
+def normalize_layer(paths: DataPaths, args: argparse.Namespace, layer: int, label: str) -> str:
+    """Write one layer's normalised vectors; returns "wrote", "skipped" or (kept, but unequal) "differ"."""
+    from utils.artifact_io import load_vector, save_tensor
+    from utils.steering import normalize_to_mean_norm
+
+    vectors = {
+        behavior: load_vector(paths.vector(behavior, layer, label, normalized=False)) for behavior in args.behaviors
+    }
+    widths = {behavior: len(vector) for behavior, vector in vectors.items()}
+    if len(set(widths.values())) > 1:
+        raise UserError(f"the layer-{layer} vectors of {label} have different widths: {widths}; make them again")
+    normalized = normalize_to_mean_norm(vectors)
+    outputs = {behavior: paths.vector(behavior, layer, label, normalized=True) for behavior in args.behaviors}
+    if not args.overwrite and all(path.exists() for path in outputs.values()):
+        same = all(_equal(load_vector(outputs[behavior]), normalized[behavior]) for behavior in args.behaviors)
+        return "skipped" if same else "differ"
+    for behavior, path in outputs.items():
+        _record(paths, args, behavior, layer, label)
+        save_tensor(path, normalized[behavior])
+    return "wrote"
+
+
+def _equal(kept: "Tensor", computed: "Tensor") -> bool:
+    return kept.shape == computed.shape and bool((kept - computed).abs().max() <= 1e-6 * computed.abs().max())
+
+
+def _record(paths: DataPaths, args: argparse.Namespace, behavior: str, layer: int, label: str) -> None:
+    from utils.artifact_io import record_provenance
+
+    run = {"command": args.command, "behaviors": args.behaviors, "scaled_to": "mean norm over the behaviors"}
+    record_provenance(paths.vectors_dir(behavior, normalized=True), [vector_name(layer, label)], run)
+
+
+def _labels_asked_for(args: argparse.Namespace, layers_of: dict[str, dict[str, set[int]]]) -> list[str]:
+    if args.model is not None:
+        return [checkpoint_label(args.model)]
+    if args.model_size is not None:
+        return [choose_model(args.model_size, None, args.use_base_model).label]
+    if args.use_base_model:
+        raise UserError("--use_base_model needs --model_size (without either, every model is normalised)")
+    labels = sorted(set().union(*layers_of.values()))
+    if not labels:
+        raise UserError("there are no vectors yet; run: ./generate_vectors.py")
+    return labels
+
+
+def _describe_missing(layers_of: dict[str, dict[str, set[int]]], label: str, layers: Sequence[int]) -> str:
+    """What a model lacks for normalising, in words; empty where nothing is missing."""
+    parts = []
+    for behavior, found in layers_of.items():
+        lacking = sorted(set(layers) - found.get(label, set()))
+        if label not in found or not layers:
+            parts.append(behavior)
+        elif lacking:
+            parts.append(f"{behavior} (layers {', '.join(map(str, lacking))})")
+    return ", ".join(parts)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_main(run, build_parser(), __file__, argv)
+
+
+if __name__ == "__main__":
+    exit_with(main())

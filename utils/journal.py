@@ -1,0 +1,79 @@
+"""What a long run has finished so far, line by line, so that nothing computed or paid for is lost.
+
+A journal is a JSON-lines file: a header that says what the run is, then one line for each finished
+piece. It is removed when the run's real artifacts are written. Only one process at a time holds it.
+"""
+
+import fcntl
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+log = logging.getLogger(__name__)
+
+
+class Journal:
+    """An open journal; see `open_journal`."""
+
+    def __init__(self, path: Path, file: IO[bytes], header: dict[str, Any]) -> None:
+        self.path = path
+        self._file = file
+        self.header, self.entries = self._read(header)
+
+    def append(self, key: str, value: Any) -> None:
+        """Add a finished piece; it is on its way to the disk when this returns."""
+        self.entries[key] = value
+        self._write([key, value])
+
+    def remove(self) -> None:
+        """Delete the journal: what it held is written elsewhere."""
+        self.path.unlink(missing_ok=True)
+
+    def _read(self, header: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Header and entries of the file; what a kill left half-written at its end is cut off."""
+        complete, rows = 0, []
+        for line in self._file:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                break
+            if not line.endswith(b"\n"):
+                break
+            rows.append(row)
+            complete += len(line)
+        self._file.truncate(complete)
+        self._file.seek(complete)
+        if not rows:
+            self._write(header)
+            return header, {}
+        return rows[0], dict(rows[1:])
+
+    def _write(self, row: Any) -> None:
+        self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+        self._file.flush()
+
+
+@contextmanager
+def open_journal(path: Path, header: dict[str, Any]) -> Iterator[Journal]:
+    """Open a run's journal, or begin it with `header`. Waits while another process holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        file = path.open("r+b" if path.exists() else "w+b")
+        _lock(file, path)
+        if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+            break
+        file.close()  # the process that held it has finished and removed it
+    with file:
+        yield Journal(path, file, header)
+
+
+def _lock(file: IO[bytes], path: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.info("another process is at work on this (%s); waiting for it", path.name)
+        fcntl.flock(file, fcntl.LOCK_EX)
