@@ -135,7 +135,7 @@ def run_main(
     logging.basicConfig(
         level=logging.DEBUG if args.verbose else logging.INFO, format="%(message)s", stream=sys.stderr, force=True
     )
-    for noisy in ("httpx", "httpcore", "urllib3", "openai", "matplotlib", "PIL", "filelock", "asyncio", "fsspec"):
+    for noisy in _NOISY_LIBRARIES:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         return run(args)
@@ -156,6 +156,10 @@ _FILE_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR,
     errno.EISDIR, errno.ENAMETOOLONG, errno.EIO, errno.EFBIG, errno.ELOOP, errno.ESTALE,
 }  # fmt: skip
+
+_NOISY_LIBRARIES = (
+    "httpx", "httpcore", "urllib3", "openai", "matplotlib", "PIL", "fontTools", "filelock", "asyncio", "fsspec",
+)  # fmt: skip
 
 
 def _describe_os_error(err: OSError) -> str:

@@ -61,8 +61,8 @@ def load_contrast_pairs(path: Path, hint: str = "") -> list[ContrastPair]:
         UserError: If the file is missing or a record is not a contrast pair.
     """
     pairs = []
-    for index, record in enumerate(_load_records(path, hint)):
-        question = _text(record, "question", path, index)
+    for index, record in enumerate(load_records(path, hint)):
+        question = record_text(record, "question", path, index)
         letters = _answer_letters(record, "answer_matching_behavior", "answer_not_matching_behavior", path, index)
         pairs.append(ContrastPair(question, *letters))
     return pairs
@@ -74,8 +74,8 @@ def load_choice_items(path: Path, result_type: ResultType, hint: str = "") -> li
     Raises:
         UserError: If the file is missing or a record is not of that kind.
     """
-    load_one = _ab_item if result_type == "ab" else _knowledge_item
-    return [load_one(record, path, index) for index, record in enumerate(_load_records(path, hint))]
+    load_one = ab_item if result_type == "ab" else knowledge_item
+    return [load_one(record, path, index) for index, record in enumerate(load_records(path, hint))]
 
 
 def load_open_ended_questions(path: Path, hint: str = "") -> list[str]:
@@ -84,26 +84,29 @@ def load_open_ended_questions(path: Path, hint: str = "") -> list[str]:
     Raises:
         UserError: If the file is missing or a record has no question.
     """
-    return [_text(record, "question", path, index) for index, record in enumerate(_load_records(path, hint))]
+    return [record_text(record, "question", path, index) for index, record in enumerate(load_records(path, hint))]
 
 
-def _ab_item(record: dict[str, Any], path: Path, index: int) -> ChoiceItem:
+def ab_item(record: dict[str, Any], path: Path, index: int) -> ChoiceItem:
+    """Check one contrast record; UserError names `path`, item `index` and key where it is none."""
     keys = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
-    question = _text(record, "question", path, index)
+    question = record_text(record, "question", path, index)
     target, other = _answer_letters(record, keys[1], keys[2], path, index)
     leading = {"question": question, keys[1]: f"({target})", keys[2]: f"({other})"}
     return ChoiceItem(question, target, other, leading, {})
 
 
-def _knowledge_item(record: dict[str, Any], path: Path, index: int) -> ChoiceItem:
-    question = _text(record, "prompt", path, index)
-    category = _text(record, "category", path, index)
+def knowledge_item(record: dict[str, Any], path: Path, index: int) -> ChoiceItem:
+    """Check one TruthfulQA or MMLU record; UserError as for `ab_item`."""
+    question = record_text(record, "prompt", path, index)
+    category = record_text(record, "category", path, index)
     target, other = _answer_letters(record, "correct", "incorrect", path, index)
     leading = {"question": question, "correct": f"({target})", "incorrect": f"({other})"}
     return ChoiceItem(question, target, other, leading, {"category": category})
 
 
-def _load_records(path: Path, hint: str) -> list[dict[str, Any]]:
+def load_records(path: Path, hint: str) -> list[dict[str, Any]]:
+    """The file's list of objects, not yet looked into; UserError where it is no such list or empty."""
     records = read_json(path, hint)
     if not isinstance(records, list):
         raise UserError(f"{path}: expected a list of records, found {type(records).__name__}")
@@ -115,7 +118,8 @@ def _load_records(path: Path, hint: str) -> list[dict[str, Any]]:
     return records
 
 
-def _text(record: dict[str, Any], key: str, path: Path, index: int) -> str:
+def record_text(record: dict[str, Any], key: str, path: Path, index: int) -> str:
+    """The text under `key`, as it stands; UserError where it is missing, empty, no text or no Unicode."""
     if key not in record:
         raise UserError(f"{path}, item {index}: key {key!r} is missing")
     value = record[key]
@@ -131,7 +135,7 @@ def _text(record: dict[str, Any], key: str, path: Path, index: int) -> str:
 def _answer_letters(record: dict[str, Any], target_key: str, other_key: str, path: Path, index: int) -> tuple[str, str]:
     letters = []
     for key in (target_key, other_key):
-        match = _ANSWER.fullmatch(_text(record, key, path, index).strip())
+        match = _ANSWER.fullmatch(record_text(record, key, path, index).strip())
         if match is None:
             raise UserError(
                 f"{path}, item {index}, key {key!r}: expected an answer such as '(A)', found {_short(record[key])}"
