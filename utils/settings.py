@@ -29,6 +29,10 @@ _KEYS = (
     "model",
     "override_model_weights_path",
     "steer_positions",
+    "vector_behavior",
+    "temperature",
+    "num_samples",
+    "seed",
 )
 _KEY_AT = re.compile(r"(?:^results_|_)(" + "|".join(_KEYS) + r")=")
 _UNSAFE_IN_NAME = re.compile(r"[/\\\x00-\x1f]")
@@ -56,12 +60,22 @@ class SteeringSettings:
     override_model_weights_path: str | None = None
     """Fine-tuned weights, with path separators written as '-'."""
     steer_positions: StartPosition = "end_of_prompt"
+    vector_behavior: str | None = None
+    """Behavior whose vectors are used, where it is not the evaluated one."""
+    temperature: float = 0.0
+    """Of sampled answers; 0 is greedy decoding."""
+    num_samples: int = 1
+    """Answers to each question."""
+    seed: int = 0
+    """Of sampled answers."""
 
     def __post_init__(self) -> None:
         if self.behavior not in BEHAVIORS:
             raise UserError(f"unknown behavior {self.behavior!r}; choose from: {', '.join(BEHAVIORS)}")
         if self.type not in RESULT_TYPES:
             raise UserError(f"unknown result type {self.type!r}; choose from: {', '.join(RESULT_TYPES)}")
+        if self.vector_behavior is not None and self.vector_behavior not in BEHAVIORS:
+            raise UserError(f"unknown behavior {self.vector_behavior!r}; choose from: {', '.join(BEHAVIORS)}")
         if (self.model_size is None) == (self.model is None):
             raise UserError("a result belongs to either a model_size or a model; give exactly one")
         if self.layer < 0:
@@ -112,6 +126,9 @@ def parse_result_name(name: str) -> SteeringSettings:
             type=values.pop("type"),  # type: ignore[arg-type]  # checked by SteeringSettings
             system_prompt=_one_of(values.pop("system_prompt", None), ("pos", "neg")),  # type: ignore[arg-type]
             override_vector=_int_or_none(values.pop("override_vector", None)),
+            temperature=float(values.pop("temperature", "0.0")),
+            num_samples=int(values.pop("num_samples", "1")),
+            seed=int(values.pop("seed", "0")),
             use_base_model=_one_of(values.pop("use_base_model"), ("True", "False")) == "True",
             steer_positions=_one_of(values.pop("steer_positions", "end_of_prompt"), ("end_of_prompt", "all")),  # type: ignore[arg-type]
             **values,  # the remaining keys are all str | None

@@ -1,0 +1,63 @@
+"""Open-ended answers: one by one against batches in which every row has its own steering.
+
+Example: python -m benchmarks.generation
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from benchmarks.common import load_model, make_parser, random_steerings, report, seconds, skip_without_gpu
+from utils.behaviors import BEHAVIORS
+from utils.contrast_data import load_open_ended_questions
+from utils.generation import GenerationRow
+from utils.paths import DataPaths
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = make_parser(__doc__)
+    parser.add_argument("--behavior", choices=list(BEHAVIORS), default="sycophancy")
+    parser.add_argument("--questions", type=int, default=16, metavar="N")
+    parser.add_argument("--layer", type=int, default=15)
+    parser.add_argument("--multipliers", type=float, nargs="+", default=[-1.0, 0.0, 1.0])
+    parser.add_argument("--max_new_tokens", type=int, default=60)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    if skip_without_gpu(args):
+        return 0
+    model = load_model(args)
+    path = DataPaths(args.data).test_dataset(args.behavior, "open_ended")
+    questions = load_open_ended_questions(path)[: args.questions]
+    steerings = random_steerings(model, [args.layer], args.multipliers, args.seed)
+    prompts = [model.chat_format.encode(question) for question in questions]
+    rows = [GenerationRow(prompt, steering) for steering in steerings for prompt in prompts]
+    answers: dict[str, dict[int, str]] = {"one by one": {}, "batched": {}}
+
+    def generate(way: str, batch_size: int | None) -> None:
+        for index, generation in model.generate(rows, args.max_new_tokens, batch_size=batch_size):
+            answers[way][index] = generation.text
+
+    list(model.generate(rows[:2], 2))  # warm-up
+    slow_s = seconds(lambda: generate("one by one", 1), model.device)
+    fast_s = seconds(lambda: generate("batched", None), model.device)
+    n_equal = sum(answers["batched"][i] == answers["one by one"][i] for i in range(len(rows)))
+    figures = {
+        "model": model.label, "n_answers": len(rows), "max_new_tokens": args.max_new_tokens,
+        "one_by_one_s": slow_s, "batched_s": fast_s, "speedup": slow_s / fast_s, "n_identical": n_equal,
+    }  # fmt: skip
+    table = [
+        ("answers", f"{len(rows)} of up to {args.max_new_tokens} tokens"),
+        ("one by one", f"{slow_s:.1f} s"),
+        ("batched", f"{fast_s:.1f} s"),
+        ("speed-up", f"{slow_s / fast_s:.1f}x"),
+        ("identical answers", f"{n_equal} of {len(rows)}"),
+    ]
+    report(f"open-ended answers, {model.label}, {args.dtype}, {model.device}", table, figures, args)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""A/B sweep: every layer x multiplier of every question, plain loop against packed passes.
+
+The plain loop runs one item and one combination a pass, with full logits, as the published code does.
+Its cost does not depend on which combination it is, so by default a few combinations of each question
+are timed and scaled up; --full times them all.
+
+Example: python -m benchmarks.sweep
+         python -m benchmarks.sweep --type mmlu --layers 15 --multipliers -1 -0.5 0 0.5 1
+         python -m benchmarks.sweep --paper --random_weights 7b --dtype bfloat16     (on a GPU)
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from benchmarks.common import (
+    count_flops,
+    load_items,
+    load_model,
+    make_parser,
+    matrix_rate,
+    peak_memory,
+    random_steerings,
+    report,
+    seconds,
+    skip_without_gpu,
+)
+from llama_wrapper import LlamaWrapper, probabilities_of
+from utils.behaviors import BEHAVIORS
+from utils.chat_format import PromptTokens
+from utils.steering import RowSteering, Steering
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = make_parser(__doc__)
+    parser.add_argument("--behavior", choices=list(BEHAVIORS), default="refusal")
+    parser.add_argument("--type", choices=["ab", "truthful_qa", "mmlu"], default="ab")
+    parser.add_argument("--questions", type=int, default=20, metavar="N", help="questions a behavior (default: 20)")
+    parser.add_argument("--layers", type=int, nargs="+", help="default: all")
+    parser.add_argument("--multipliers", type=float, nargs="+", default=[-1.0, 0.0, 1.0])
+    parser.add_argument("--paper", action="store_true", help="7 behaviors x 50 questions: the paper's layer sweep")
+    parser.add_argument("--full", action="store_true", help="time the plain loop on every combination")
+    parser.add_argument("--memory_of", choices=["plain", "packed"], help=argparse.SUPPRESS)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    if skip_without_gpu(args):
+        return 0
+    model = load_model(args)
+    layers = args.layers or list(range(model.n_layers))
+    steerings = random_steerings(model, layers, args.multipliers, args.seed)
+    prompts, letters = _prompts(model, args)
+    if args.memory_of:
+        _run_once(args.memory_of, model, prompts, steerings, letters)
+        print(peak_memory(model.device))
+        return 0
+
+    rate = matrix_rate(model.device, model.dtype)
+    n_evaluations = len(prompts) * len(layers) * len(args.multipliers)
+    list(model.score(prompts[:2], steerings, letters[:2]))  # warm-up, and the guard's comparison
+    results: dict[int, torch.Tensor] = {}
+    packed_s = seconds(lambda: results.update(model.score(prompts, steerings, letters)), model.device)
+    timed = steerings if args.full else steerings[:: max(1, len(steerings) // 3)]
+    plain: list[torch.Tensor] = []
+    plain_s = seconds(lambda: plain.extend(plain_loop(model, prompts, timed, letters)), model.device)
+    plain_s *= n_evaluations / (len(prompts) * len(timed))
+    places = [steerings.index(steering) for steering in timed]
+    difference = max(float(((results[i][places] - plain[i]).abs() / plain[i]).max()) for i in range(len(prompts)))
+    flops = count_flops(lambda: dict(model.score(prompts, steerings, letters)))
+    memory = {} if args.paper else {which: _memory_in_own_process(which, argv) for which in ("plain", "packed")}
+    model_mib = sum(p.numel() * p.element_size() for p in model.model.parameters()) / 2**20
+    figures = {
+        "model": model.label, "dtype": args.dtype, "device": str(model.device), "type": args.type,
+        "n_questions": len(prompts), "n_layers": len(layers), "multipliers": args.multipliers,
+        "n_evaluations": n_evaluations, "plain_combinations_timed": len(timed), "plain_s": plain_s,
+        "packed_s": packed_s, "speedup": plain_s / packed_s, "packed_flops_per_s": flops / packed_s,
+        "matrix_flops_per_s": rate, "share_of_matrix_rate": flops / packed_s / rate,
+        "largest_relative_difference": difference, "peak_memory_mib": memory, "model_mib": model_mib,
+    }  # fmt: skip
+    report(f"{args.type} sweep, {model.label}, {args.dtype}, {model.device}", _rows(figures), figures, args)
+    return 0
+
+
+def _rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
+    timed = figures["plain_combinations_timed"]
+    rows = [
+        ("evaluations", f"{figures['n_evaluations']} ({figures['n_questions']} questions)"),
+        ("plain loop", f"{figures['plain_s']:.1f} s (from {timed} combinations of each question)"),
+        ("packed", f"{figures['packed_s']:.2f} s"),
+        ("speed-up", f"{figures['speedup']:.1f}x"),
+        ("achieved", f"{figures['packed_flops_per_s'] / 1e9:.0f} GFLOP/s"),
+        ("matrix product", f"{figures['matrix_flops_per_s'] / 1e9:.0f} GFLOP/s"),
+        ("share of it", f"{100 * figures['share_of_matrix_rate']:.0f}%"),
+        ("largest relative difference", f"{figures['largest_relative_difference']:.1e}"),
+    ]
+    for which, mib in figures["peak_memory_mib"].items():
+        rows.append((f"peak memory, {which}", f"{mib:.0f} MiB (model {figures['model_mib']:.0f})"))
+    return rows
+
+
+@torch.no_grad()
+def plain_loop(
+    model: LlamaWrapper,
+    prompts: Sequence[PromptTokens],
+    steerings: Sequence[Steering | None],
+    token_ids: Sequence[Sequence[int]],
+) -> list[torch.Tensor]:
+    """One item and one combination a pass, logits of every position; each [len(steerings), n_tokens]."""
+    scores = []
+    for prompt, ids in zip(prompts, token_ids, strict=True):
+        rows = []
+        for steering in steerings:
+            hooks = RowSteering([steering], model.layers)
+            hooks.positions = torch.arange(len(prompt), device=model.device)[None] >= prompt.steer_start
+            with hooks.applied():
+                logits = model.model(torch.tensor([prompt.ids], device=model.device)).logits
+            rows.append(probabilities_of(logits[0, -1], ids).cpu())
+        scores.append(torch.stack(rows))
+    return scores
+
+
+def _prompts(model: LlamaWrapper, args: argparse.Namespace) -> tuple[list[PromptTokens], list[list[int]]]:
+    behaviors = list(BEHAVIORS) if args.paper else [args.behavior]
+    count = 50 if args.paper else args.questions
+    items = [item for behavior in behaviors for item in load_items(args, behavior, args.type, count)]
+    prompts = [model.chat_format.encode_choice(item.question) for item in items]
+    return prompts, [[model.chat_format.letter_id(letter) for letter in item.letters] for item in items]
+
+
+def _run_once(which: str, model: LlamaWrapper, prompts: Any, steerings: Any, letters: Any) -> None:
+    if which == "plain":
+        plain_loop(model, prompts, steerings[:3], letters)
+    else:
+        list(model.score(prompts, steerings, letters))
+
+
+def _memory_in_own_process(which: str, argv: Sequence[str] | None) -> float:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = [sys.executable, "-m", "benchmarks.sweep", *arguments, "--memory_of", which]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Lint, types and tests. Arguments go to pytest: ./run_tests.sh tests/test_settings.py
+set -euo pipefail
+cd "$(dirname "$0")"
+. utils/environment.sh
+ensure_environment
+. .venv/bin/activate
+
+ruff check .
+ruff format --check .
+mypy
+python -m utils.embedded_model
+python -m pytest "$@"
