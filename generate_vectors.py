@@ -29,7 +29,7 @@ from utils.cli import (
 )
 from utils.contrast_data import ContrastPair, load_contrast_pairs
 from utils.models import ModelChoice
-from utils.paths import DataPaths
+from utils.paths import DataPaths, vector_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
         behavior: layers if args.overwrite else _missing_layers(paths, behavior, layers, choice, args.save_activations)
         for behavior in args.behaviors
     }
+    for behavior, missing in wanted.items():
+        _warn_of_other_dataset(paths, behavior, [layer for layer in layers if layer not in missing], choice)
     n_skipped = sum(len(layers) - len(missing) for missing in wanted.values())
     if not any(wanted.values()):
         log.info("wrote 0, skipped %d that are there already (--overwrite makes them again)", n_skipped)
@@ -94,7 +96,6 @@ def generate_behavior(
     import torch
 
     from utils.artifact_io import record_provenance, save_tensor
-    from utils.paths import vector_name
 
     total = torch.zeros(len(layers), model.d_model, dtype=torch.float64)
     kept = _ActivationTables(len(pairs), layers, model.d_model) if args.save_activations else None
@@ -154,6 +155,19 @@ def _missing_layers(
         return [vector, *(paths.activations(behavior, side, layer, choice.label) for side in ("pos", "neg"))]
 
     return [layer for layer in layers if not all(path.exists() for path in outputs(layer))]
+
+
+def _warn_of_other_dataset(paths: DataPaths, behavior: str, layers: Sequence[int], choice: ModelChoice) -> None:
+    from utils.artifact_io import read_folder_provenance, sha256_of
+
+    runs = read_folder_provenance(paths.vectors_dir(behavior, normalized=False))
+    dataset = paths.generate_dataset(behavior)
+    current = sha256_of(dataset)
+    made_from = [runs.get(vector_name(layer, choice.label), {}).get("dataset_sha256", current) for layer in layers]
+    if n_other := sum(sha256 != current for sha256 in made_from):
+        log.warning(
+            "%s: %d vectors were made from another %s; --overwrite makes them again", behavior, n_other, dataset
+        )
 
 
 def _provenance(model: "LlamaWrapper", dataset: Path, n_pairs: int, args: argparse.Namespace) -> dict:

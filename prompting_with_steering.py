@@ -87,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    from utils.evaluation import EvaluationOptions, missing_combinations, run_sweep
+    from utils.evaluation import EvaluationOptions, missing_combinations, run_sweep, warn_of_other_inputs
     from utils.loading import load_config
 
     paths, choice = data_paths(args), model_choice(args)
@@ -95,6 +95,9 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(choice)
     layers = check_layers(args.layers, config.num_hidden_layers, choice.label)
     sweeps = [plan_sweep(args, paths, choice, behavior, layers) for behavior in args.behaviors]
+    if not args.overwrite:
+        for sweep in sweeps:
+            warn_of_other_inputs(sweep, paths)
     n_all = sum(len(sweep.combinations) for sweep in sweeps)
     waiting = [sweep for sweep in sweeps if missing_combinations(sweep, paths, args.overwrite)]
     n_waiting = sum(len(missing_combinations(sweep, paths, args.overwrite)) for sweep in waiting)

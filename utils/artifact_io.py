@@ -204,7 +204,13 @@ def _load_or(path: Path, default: Callable[[], Any]) -> Any:
 
 def read_provenance(path: Path) -> dict[str, Any] | None:
     """The run that made the artifact at `path`, or None where that is not known."""
-    known = _load_or(path.parent / PROVENANCE_NAME, dict)
-    run_id = known.get("artifacts", {}).get(path.name)
-    run = known.get("runs", {}).get(run_id)
-    return run if isinstance(run, dict) else None
+    return read_folder_provenance(path.parent).get(path.name)
+
+
+def read_folder_provenance(folder: Path) -> dict[str, dict[str, Any]]:
+    """The runs that made a folder's artifacts, by artifact name, as far as they are known."""
+    known = _load_or(folder / PROVENANCE_NAME, dict)
+    if not isinstance(known, dict):
+        return {}
+    artifacts, runs = known.get("artifacts", {}), known.get("runs", {})
+    return {name: runs[run_id] for name, run_id in artifacts.items() if isinstance(runs.get(run_id), dict)}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from utils.artifact_io import record_provenance, sha256_of, write_json
+from utils.artifact_io import read_folder_provenance, record_provenance, sha256_of, write_json
 from utils.behaviors import get_behavior
 from utils.chat_format import PromptTokens
 from utils.cli import progress
@@ -65,6 +65,28 @@ class EvaluationOptions:
 def missing_combinations(sweep: Sweep, paths: DataPaths, overwrite: bool) -> list[Combination]:
     """The combinations whose result file is not there yet."""
     return [at for at in sweep.combinations if overwrite or not paths.result(sweep.settings.at(*at)).exists()]
+
+
+def warn_of_other_inputs(sweep: Sweep, paths: DataPaths) -> None:
+    """Name the result files that are there but were made from another test set or other vectors."""
+    runs = read_folder_provenance(paths.results_dir / sweep.settings.behavior)
+    dataset = sha256_of(sweep.dataset)
+    vectors = {layer: sha256_of(path) for layer, path in sweep.vectors.items() if path.exists()}
+    others = []
+    for layer, multiplier in sweep.combinations:
+        name = sweep.settings.at(layer, multiplier).result_name
+        run = runs.get(name, {})
+        other_dataset = run.get("dataset_sha256", dataset) != dataset
+        made_with = run.get("vectors_sha256", {}).get(str(layer))
+        other_vector = multiplier != 0 and None not in (made_with, vectors.get(layer)) and made_with != vectors[layer]
+        if other_dataset or other_vector:
+            others.append(name)
+    if others:
+        log.warning(
+            "%s: %d result files that are there were made from other data or vectors, e.g. %s; "
+            "--overwrite makes them again",
+            sweep.settings.behavior, len(others), others[0],
+        )  # fmt: skip
 
 
 def run_sweep(
