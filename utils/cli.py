@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from utils import processes
 from utils.behaviors import BEHAVIORS
 from utils.errors import UserError
 from utils.models import MODEL_SIZES, ModelChoice, choose_model
@@ -69,9 +70,20 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--use_base_model", action="store_true", help="the base model, prompted with plain text")
 
 
+def add_model_filter(parser: argparse.ArgumentParser) -> None:
+    """Flags that narrow a script which works on every model's files down to one model's."""
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--model_size", choices=MODEL_SIZES, help="only this model's vectors (default: every model)")
+    chosen.add_argument("--model", metavar="NAME_OR_PATH", help="only this model's vectors (default: every model)")
+    parser.add_argument("--use_base_model", action="store_true", help="with --model_size: the base model's vectors")
+
+
 def add_compute(parser: argparse.ArgumentParser) -> None:
     """Flags that say how a model is run."""
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, ... (default: the best there is)")
+    parser.add_argument(
+        "--device_map", choices=["auto"], help="auto: split one model over all GPUs (default: one device)"
+    )
     parser.add_argument(
         "--dtype", choices=["auto", "float32", "float16", "bfloat16"], default="auto",
         help="weights and arithmetic (default: float32, but float16 for 13b and 70b on a GPU)",
@@ -88,6 +100,19 @@ def add_compute(parser: argparse.ArgumentParser) -> None:
 
 def model_choice(args: argparse.Namespace) -> ModelChoice:
     return choose_model(args.model_size, args.model, args.use_base_model)
+
+
+def model_filter(args: argparse.Namespace) -> ModelChoice | None:
+    """The one model that `add_model_filter`'s flags name; None for every model there is.
+
+    Raises:
+        UserError: If --use_base_model stands alone.
+    """
+    if args.model is not None or args.model_size is not None:
+        return choose_model(args.model_size, args.model, args.use_base_model)
+    if args.use_base_model:
+        raise UserError("--use_base_model needs --model_size (without either, every model is worked on)")
+    return None
 
 
 def data_paths(args: argparse.Namespace) -> DataPaths:
@@ -132,8 +157,9 @@ def run_main(
     except SystemExit as stop:
         return int(stop.code or 0)
     args.command = command_line(script, argv)
+    level = logging.DEBUG if args.verbose else logging.INFO
     logging.basicConfig(
-        level=logging.DEBUG if args.verbose else logging.INFO, format="%(message)s", stream=sys.stderr, force=True
+        level=level if processes.is_main() else logging.ERROR, format="%(message)s", stream=sys.stderr, force=True
     )
     for noisy in _NOISY_LIBRARIES:
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -158,7 +184,8 @@ _FILE_ERRORS = {
 }  # fmt: skip
 
 _NOISY_LIBRARIES = (
-    "httpx", "httpcore", "urllib3", "openai", "matplotlib", "PIL", "fontTools", "filelock", "asyncio", "fsspec",
+    "httpx", "httpx2", "httpcore", "httpcore2", "urllib3", "openai", "matplotlib", "PIL", "fontTools", "filelock",
+    "asyncio", "fsspec",
 )  # fmt: skip
 
 
@@ -190,10 +217,11 @@ def exit_with(code: int) -> NoReturn:
 
 
 def progress(iterable: Any = None, **options: Any) -> Any:
-    """A tqdm bar on stderr, silent when stderr is no terminal."""
+    """A tqdm bar on stderr, silent when stderr is no terminal; of several processes only the main one shows it."""
     from tqdm import tqdm
 
-    return tqdm(iterable, dynamic_ncols=True, disable=not sys.stderr.isatty(), **options)
+    silent = not (sys.stderr.isatty() and processes.is_main())
+    return tqdm(iterable, dynamic_ncols=True, disable=silent, **options)
 
 
 def _layer(text: str) -> int:

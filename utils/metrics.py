@@ -70,11 +70,19 @@ def _bootstrap_interval(
     lows, highs = np.full(len(means), np.nan), np.full(len(means), np.nan)
     if sample.shape[1] < 2:
         return lows, highs
-    constant = np.ptp(sample, axis=1) == 0
+    constant = np.ptp(sample, axis=1) <= 1e-12 * np.abs(sample).max(axis=1)
     lows[constant] = highs[constant] = means[constant]
     if not constant.all():
+        lows[~constant], highs[~constant] = _bca_interval(sample[~constant], seed, n_resamples)
+    return lows, highs
+
+
+def _bca_interval(sample: FloatArray, seed: int, n_resamples: int) -> tuple[FloatArray, FloatArray]:
+    """BCa limits; the plain percentiles where the correction is not defined (very few different values)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         result = stats.bootstrap(
-            (sample[~constant],),
+            (sample,),
             np.mean,
             axis=-1,
             vectorized=True,
@@ -84,7 +92,10 @@ def _bootstrap_interval(
             batch=_batch(sample.size),
             rng=np.random.default_rng(seed),
         )
-        lows[~constant], highs[~constant] = result.confidence_interval
+    lows, highs = np.array(result.confidence_interval.low), np.array(result.confidence_interval.high)
+    undefined = ~(np.isfinite(lows) & np.isfinite(highs))
+    tails = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
+    lows[undefined], highs[undefined] = np.quantile(result.bootstrap_distribution[undefined], tails, axis=-1)
     return lows, highs
 
 

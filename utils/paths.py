@@ -51,6 +51,13 @@ class DataPaths:
     def scores(self, settings: SteeringSettings) -> Path:
         return self.scores_dir / settings.behavior / settings.result_name
 
+    def finetuned_weights(self, name: str) -> Path:
+        return self.root / "finetuned_models" / f"{name}.pt"
+
+    def finetune_log(self, name: str) -> Path:
+        """The run's folder while it runs, and the figure and log (with suffixes) that stay."""
+        return self.root / "finetune_logs" / name
+
     def analysis(self, *parts: str) -> Path:
         return self.analysis_dir.joinpath(*parts)
 

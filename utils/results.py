@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -123,7 +123,7 @@ def load_choice_results(path: Path, result_type: ResultType) -> ItemValues:
         target[index] = _probability(record, targets[index], path, index)
         other[index] = _probability(record, others[index], path, index)
         keys.append(f"{_text(record, 'question', path, index)}\0{targets[index]}{others[index]}")
-    categories = ()
+    categories: tuple[str, ...] = ()
     if result_type != "ab":
         categories = tuple(_text(record, "category", path, index) for index, record in enumerate(records))
     with np.errstate(invalid="ignore"):
@@ -177,12 +177,12 @@ def _probability(record: dict[str, Any], letter: str, path: Path, index: int) ->
     if key not in record and letter not in "AB":
         return math.nan  # the published files have no more than A and B
     value = record.get(key)
-    if not _is_number(value) or not 0 <= value <= 1 + _PROBABILITY_SLACK:
+    if not (_is_number(value) and 0 <= value <= 1 + _PROBABILITY_SLACK):
         raise UserError(f"{path}, item {index}, key {key!r}: expected a probability, found {value!r}")
     return float(value)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -264,6 +264,11 @@ class ResultFiles:
                 self.n_unreadable += 1
                 self._loaded[path] = None
         return self._loaded[path]
+
+    def of_model(self, like: SteeringSettings) -> list[SteeringSettings]:
+        """All settings with results of the model that `like` names."""
+        model = (like.model_size, like.model, like.use_base_model)
+        return [at for at in self.paths if (at.model_size, at.model, at.use_base_model) == model]
 
     def layers(self, like: SteeringSettings) -> list[int]:
         """Layers with a result that differs from `like` in layer and multiplier only."""

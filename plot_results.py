@@ -1,0 +1,212 @@
+#!/usr/bin/env python3
+"""Plot what steering did, with 95% intervals, tests and steerability, from the result files.
+
+Makes every figure for which there are results (the flags narrow that down):
+  one layer       effect of the multiplier, with and without system prompts; all behaviors together
+  several layers  effect by layer; steerability by layer; the sweep over behaviors
+  transfer        vectors of another layer or model against the model's own
+  fine-tuned      fine-tuned weights against the original ones
+  TruthfulQA and MMLU also by category; open-ended answers by the judge's score
+Multiplier 0 is no steering and so is shared by all layers.
+
+Reads:   results/<behavior>/results_....json, results/open_ended_scores/<behavior>/results_....json
+Writes:  analysis/ and analysis/<behavior>/: figures (.png, .pdf), their data (.txt), LaTeX rows (.tex)
+Example: ./plot_results.py --layers $(seq 0 31) --multipliers 1 --type ab
+         ./plot_results.py --layers 13 --multipliers -1 -0.5 0 0.5 1 --behaviors sycophancy --type ab
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from utils.behaviors import get_behavior
+from utils.cli import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    add_behaviors,
+    add_layers,
+    add_model,
+    add_multipliers,
+    data_paths,
+    exit_with,
+    make_parser,
+    model_choice,
+    run_main,
+)
+from utils.errors import UserError
+from utils.models import ModelChoice
+from utils.paths import DataPaths
+from utils.settings import RESULT_TYPES, ResultType
+
+if TYPE_CHECKING:
+    from utils.effects import Point
+    from utils.metrics import Estimate
+    from utils.result_plots import Task
+
+log = logging.getLogger(__name__)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = make_parser(__doc__)
+    add_behaviors(parser)
+    add_layers(parser, default="those found")
+    add_multipliers(parser, None, "those found")
+    parser.add_argument("--type", choices=RESULT_TYPES, help="kind of results (default: every kind found)")
+    add_model(parser)
+    parser.add_argument("--title", help="title of the figures (default: what they show)")
+    parser.add_argument(
+        "--override_vector", type=int, metavar="LAYER", help="plot only the transfer of this layer's vector"
+    )
+    parser.add_argument(
+        "--override_vector_model", metavar="NAME", help="plot only the transfer of this model's vectors"
+    )
+    parser.add_argument(
+        "--override_weights", nargs=2, metavar=("POS", "NEG"),
+        help="plot only these fine-tuned weights (files, or as in result names) against the original ones",
+    )  # fmt: skip
+    parser.add_argument(
+        "--steer_positions", choices=["end_of_prompt", "all"], default="end_of_prompt",
+        help="results steered from the end of the user's turn on, or at every token (default: end_of_prompt)",
+    )  # fmt: skip
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    paths, choice = data_paths(args), model_choice(args)
+    check_arguments(args)
+    tasks = [
+        task
+        for kind in ([args.type] if args.type else RESULT_TYPES)
+        if (task := find_results(args, paths, choice, kind))
+    ]
+    if not tasks:
+        raise UserError(
+            f"no {args.type or ''} results of {choice.label} in {paths.results_dir}; " + how_to_make(args, choice)
+        )
+    for task in tasks:
+        plot(task)
+    if not any(task.n_written for task in tasks):
+        raise UserError(f"nothing to plot: no results of {choice.label} as asked for; " + how_to_make(args, choice))
+    log.info("wrote %d figures and tables to %s", sum(task.n_written for task in tasks), paths.analysis_dir)
+    n_unreadable = sum(files.n_unreadable for task in tasks for files in task.files.values())
+    return EXIT_FAILED if n_unreadable else EXIT_DONE
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    if args.override_vector is not None and args.override_vector < 0:
+        raise UserError(f"--override_vector {args.override_vector} is negative; layers are counted from 0")
+    if args.override_weights and (args.override_vector is not None or args.override_vector_model):
+        raise UserError("--override_weights and --override_vector... are different comparisons; give one of them")
+
+
+def find_results(
+    args: argparse.Namespace, paths: DataPaths, choice: ModelChoice, result_type: ResultType
+) -> "Task | None":
+    """What there is of one kind; None where there is nothing. Behaviors without results are named."""
+    from utils.effects import Missing, evaluation_command
+    from utils.result_plots import Task
+    from utils.results import ResultFiles, settings_of
+
+    found, without = {}, []
+    for behavior in args.behaviors:
+        files = ResultFiles(paths, behavior, result_type)
+        if files.of_model(settings_of(choice, behavior, result_type)):
+            found[behavior] = files
+        else:
+            without.append(behavior)
+    if found and without:
+        like = settings_of(choice, without[0], result_type, args.steer_positions)
+        command = evaluation_command(without, args.layers or (), args.multipliers or (), like, choice)
+        log.warning("no %s results: %s; run: %s", result_type, " ".join(without), command)
+    return Task(args, paths, choice, result_type, found, Missing(choice)) if found else None
+
+
+def how_to_make(args: argparse.Namespace, choice: ModelChoice) -> str:
+    from dataclasses import replace
+
+    from utils.effects import evaluation_command
+    from utils.results import settings_of
+
+    like = replace(
+        settings_of(choice, args.behaviors[0], args.type or "ab", args.steer_positions),
+        override_vector=args.override_vector,
+        override_vector_model=args.override_vector_model,
+        override_model_weights_path=args.override_weights[0] if args.override_weights else None,
+    )
+    return "run: " + evaluation_command(args.behaviors, args.layers or (), args.multipliers or (), like, choice)
+
+
+def plot(task: "Task") -> None:
+    """Every figure of one kind of results, or those that the flags ask for; then the summary."""
+    from utils import result_plots, variation_plots
+
+    if task.args.override_weights:
+        variation_plots.plot_finetuned(task)
+    elif task.args.override_vector is not None or task.args.override_vector_model:
+        variation_plots.plot_transfers(task)
+    else:
+        result_plots.plot_over_layers(task)
+        result_plots.plot_single_layers(task)
+        if task.result_type == "ab":
+            result_plots.plot_steerabilities(task)
+        variation_plots.plot_transfers(task)
+        variation_plots.plot_finetuned(task)
+    for line in task.missing.lines():
+        log.warning("%s", line)
+    if task.headline:
+        summarise(task)
+
+
+def summarise(task: "Task") -> None:
+    """Print each behavior's numbers at its best layer, and save them as text."""
+    from utils.effect_figures import Y_LABELS, effects_table
+    from utils.effects import layer_steerabilities
+    from utils.plotting import save_table
+
+    best = {behavior: best_layer(task.headline[behavior]) for behavior in task.files if behavior in task.headline}
+    stem = task.stem(task.plain(next(iter(best))), "layer", "multiplier", "behavior", prefix="headline_")
+    task.wrote([save_table(stem, effects_table([point for points in best.values() for point in points]))])
+    several = any(len({point.layer for point in points}) > 1 for points in task.headline.values())
+    lines = [f"{task.choice.label}, {task.result_type}: {Y_LABELS[task.result_type]}, mean [95% interval over items]"]
+    for behavior, points in best.items():
+        means = "   ".join(f"{point.multiplier:g}: {interval(point.mean)}" for point in points)
+        counts = points[0].mean
+        lines.append(
+            f"  {get_behavior(behavior).label}, layer {points[0].layer}, n={counts.n} of {counts.n_total}: {means}"
+        )
+        if changes := "   ".join(f"{p.multiplier:g}: {interval(p.change, 3)}" for p in points if p.change.exists):
+            lines.append(f"    change from multiplier 0: {changes}")
+        for at in layer_steerabilities(points, task.args.seed) if task.result_type == "ab" else ():
+            slope, anti = at.steerability.slope, at.steerability.anti_share
+            lines.append(
+                f"    steerability {interval(slope)} log-odds; moved against the steering: {interval(anti)} of items"
+            )
+    if several:
+        lines.append(
+            "  The layer is the one with the largest difference between the outer multipliers on these very items, "
+            "so its effect is an optimistic estimate."
+        )
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def best_layer(points: "Sequence[Point]") -> "list[Point]":
+    """The points, at the outer multipliers and 0, of the layer where the outer ones differ most."""
+    by_layer: dict[int, dict[float, Point]] = {}
+    for point in points:
+        by_layer.setdefault(point.layer, {})[point.multiplier] = point
+    best = max(by_layer.values(), key=lambda at: at[max(at)].mean.value - at[min(at)].mean.value)
+    return [best[multiplier] for multiplier in sorted({min(best), 0.0, max(best)} & set(best))]
+
+
+def interval(estimate: "Estimate", digits: int = 2) -> str:
+    return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_main(run, build_parser(), __file__, argv)
+
+
+if __name__ == "__main__":
+    exit_with(main())
