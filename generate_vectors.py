@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from utils import processes
 from utils.cli import (
     EXIT_DONE,
     add_behaviors,
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
     from llama_wrapper import LlamaWrapper
 
-    model = LlamaWrapper.load(choice, args.device, args.dtype)
+    model = LlamaWrapper.load(choice, args.device, args.dtype, over_all_devices=args.device_map == "auto")
     n_written = 0
     for behavior, missing in wanted.items():
         if missing:
@@ -108,6 +109,11 @@ def generate_behavior(
             if kept:
                 kept.put(indices, positive, negative)
             bar.update(len(indices))
+    total = torch.stack(processes.gather(total)).sum(dim=0)
+    if kept:
+        kept.merge(processes.gather(kept))
+    if not processes.is_main():
+        return len(layers)
 
     names = [vector_name(layer, model.label) for layer in layers]
     vectors_dir = paths.vectors_dir(behavior, normalized=False)
@@ -127,6 +133,7 @@ class _ActivationTables:
         import torch
 
         self.layers = layers
+        self.filled: list[int] = []  # rows
         self.sides = {
             "pos": torch.empty(len(layers), n_pairs, d_model),
             "neg": torch.empty(len(layers), n_pairs, d_model),
@@ -134,8 +141,14 @@ class _ActivationTables:
 
     def put(self, indices: list[int], positive: "Tensor", negative: "Tensor") -> None:
         """Take in a batch, each [len(indices), n_layers, d_model]."""
+        self.filled += indices
         self.sides["pos"][:, indices] = positive.transpose(0, 1)
         self.sides["neg"][:, indices] = negative.transpose(0, 1)
+
+    def merge(self, tables: "Sequence[_ActivationTables]") -> None:
+        """Take in the rows that other processes have filled."""
+        for table in tables:
+            self.put(table.filled, *(table.sides[side][:, table.filled].transpose(0, 1) for side in ("pos", "neg")))
 
     def save(self, paths: DataPaths, behavior: str, label: str) -> None:
         from utils.artifact_io import save_tensor

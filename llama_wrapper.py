@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
+from utils import processes
 from utils.chat_format import ChatFormat, PromptTokens
 from utils.contrast_data import ContrastPair
 from utils.errors import UserError
@@ -42,6 +43,8 @@ LONGEST_PACKED_TAIL = 32
 # Largest relative difference between the packed and the plain path that is put down to rounding: a logit of 16 to 32
 # has steps of 2e-6 in float32, 0.016 in float16 and 0.125 in bfloat16, and a step of x changes a probability by e^x.
 GUARD_TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-1, torch.bfloat16: 5e-1}
+# What a model raises that does not take the packed passes' mask or positions.
+_FAILURES_OF_PACKING = (RuntimeError, ValueError, TypeError, IndexError)
 
 
 @dataclass(frozen=True)
@@ -77,11 +80,17 @@ class LlamaWrapper:
         self._pad_id = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
         self._packing_is_exact: dict[str, bool] = {}  # fast path -> what the guard found on the first question
         self._packing_window = _attention_window(self.config)
-        self._reduced_budget: float | None = None  # tokens a pass, after running out of memory
+        self._budget_scale = 1.0  # halved whenever the memory did not suffice
 
     @classmethod
     def load(
-        cls, choice: ModelChoice, device: str = "auto", dtype: str = "auto", weights_path: Path | None = None
+        cls,
+        choice: ModelChoice,
+        device: str = "auto",
+        dtype: str = "auto",
+        weights_path: Path | None = None,
+        *,
+        over_all_devices: bool = False,
     ) -> "LlamaWrapper":
         """Load a checkpoint.
 
@@ -90,13 +99,16 @@ class LlamaWrapper:
             device: "auto" or a torch device.
             dtype: "auto", "float32", "float16" or "bfloat16".
             weights_path: A state dict to put over the checkpoint's weights.
+            over_all_devices: Split the model over all GPUs, for one that no single GPU holds.
 
         Raises:
             UserError: If it cannot be had, or cannot be steered.
         """
         place = pick_device(device)
         log.info("loading %s on %s", choice.label, place)
-        model, tokenizer = load_checkpoint(choice, place, pick_dtype(choice, dtype, place))
+        model, tokenizer = load_checkpoint(
+            choice, place, pick_dtype(choice, dtype, place), over_all_devices=over_all_devices
+        )
         if weights_path is not None:
             load_weights_over(model, weights_path)
         return cls(model, tokenizer, choice.label, choice.use_base_model)
@@ -177,12 +189,9 @@ class LlamaWrapper:
             return halves[:, :, 0], halves[:, :, 1]
 
         packable = self._packable([len(prompt) + 1 for prompt in prompts])
-        if packable:
-            example = packable[0]
-            plain = torch.stack(self._read_plainly(pairs[example], layers))
-            packed = torch.cat(read([example]))
-            if not self._guard("reading", (packed - plain).abs() / plain.abs().amax(dim=-1, keepdim=True)):
-                packable = []
+        by_length = sorted(packable, key=lambda i: len(prompts[i]))
+        if packable and not self._guard_reading(pairs, by_length, layers, read):
+            packable = []
         widths = [len(prompts[i]) + 2 for i in packable]
         for batch, (positive, negative) in self._in_batches(packable, widths, read, batch_size):
             yield batch, positive, negative
@@ -195,8 +204,9 @@ class LlamaWrapper:
     ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
         """The same as `answer_activations`, with one full sequence for each half of each pair."""
         for index, pair in enumerate(pairs):
-            positive, negative = self._read_plainly(pair, layers)
-            yield [index], positive[None], negative[None]
+            if processes.is_mine(index):
+                positive, negative = self._read_plainly(pair, layers)
+                yield [index], positive[None], negative[None]
 
     def _read_plainly(self, pair: ContrastPair, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
         prompt = self.chat_format.encode_choice(pair.question)
@@ -242,7 +252,7 @@ class LlamaWrapper:
         """
         packable = self._packable([len(prompt) for prompt in prompts])
         packable = [i for i in packable if len(prompts[i]) - prompts[i].steer_start <= LONGEST_PACKED_TAIL]
-        if packable and not self._guard_scoring(prompts[packable[0]], steerings, token_ids[packable[0]]):
+        if packable and not self._guard_scoring([(prompts[i], token_ids[i]) for i in packable], steerings):
             packable = []
         for tail_length in sorted({len(prompts[i]) - prompts[i].steer_start for i in packable}):
             group = [i for i in packable if len(prompts[i]) - prompts[i].steer_start == tail_length]
@@ -270,7 +280,7 @@ class LlamaWrapper:
         """The same as `score`, with one full sequence for every prompt and steering."""
         self._check_lengths([len(prompt) for prompt in prompts])
         for index, (prompt, ids) in enumerate(zip(prompts, token_ids, strict=True)):
-            if index in skip:
+            if index in skip or not processes.is_mine(index):
                 continue
             scores = torch.empty(len(steerings), len(ids))
 
@@ -278,7 +288,7 @@ class LlamaWrapper:
                 return self._score_rows([prompt] * len(rows), [steerings[row] for row in rows], [ids] * len(rows))
 
             every = list(range(len(steerings)))
-            for rows, some in self._in_batches(every, [len(prompt)] * len(every), score_rows, batch_size):
+            for rows, some in self._in_batches(every, [len(prompt)] * len(every), score_rows, batch_size, shared=False):
                 scores[rows] = torch.stack(some)
             yield index, scores
 
@@ -358,7 +368,7 @@ class LlamaWrapper:
         self._check_lengths([len(row.prompt) for row in rows], max_new_tokens)
         decoding = Decoding(max_new_tokens, self._end_ids(), self._pad_id, temperature)
         if not use_cache:
-            for index in (i for i in range(len(rows)) if i not in skip):
+            for index in (i for i in range(len(rows)) if i not in skip and processes.is_mine(i)):
                 tokens = generate_without_cache(self.model, self.layers, rows[index], decoding)
                 yield index, self._generation(rows[index], tokens)
             return
@@ -395,58 +405,63 @@ class LlamaWrapper:
         skip: Collection[int] = (),
         *,
         keep_order: bool = False,
+        shared: bool = True,
     ) -> Iterator[tuple[list[int], T]]:
         """Run items in batches of like width, the widest first; on running out of memory halve and go on.
 
-        Batches are formed over all items, and those in which every item is in `skip` are left out.
+        Batches are formed over all items, whatever is in `skip` and however many processes share them, so
+        that every item is computed in the company in which an undisturbed run computes it. Those with
+        nothing left to do, and those of other processes, are left out.
         """
-        from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-
         width_of = dict(zip(items, widths, strict=True))
         waiting = list(items) if keep_order else sorted(items, key=lambda item: -width_of[item])
+        budget = math.inf if batch_size else self._token_budget()
+        if shared:
+            budget = min(processes.gather(budget))
+        batches = []
         while waiting:
-            count = self._batch_count([width_of[item] for item in waiting], batch_size)
-            batch = waiting[:count]
-            if not all(item in skip for item in batch):
-                try:
-                    result = run(batch)
-                except (RuntimeError, MemoryError) as err:
-                    if not (isinstance(err, MemoryError) or should_reduce_batch_size(err)):
-                        raise
-                    if count == 1:
-                        raise UserError(
-                            f"out of memory on {self.device} with a single item; use --dtype bfloat16, "
-                            "fewer --layers or --multipliers at a time, or a larger device"
-                        ) from err
-                    clear_device_cache(garbage_collection=True)
-                    self._reduced_budget = max(width_of[item] for item in batch) * (count // 2)
-                    log.warning("out of memory with %d at once; going on with %d", count, count // 2)
-                    continue
-                yield batch, result
+            count = _batch_count([width_of[item] for item in waiting[: batch_size or len(waiting)]], budget)
+            batches.append(waiting[:count])
             del waiting[:count]
+        for ordinal, batch in enumerate(batches):
+            is_due = processes.is_mine(ordinal) or not shared
+            if is_due and not all(item in skip for item in batch):
+                yield from self._run_halving(batch, run)
 
-    def _batch_count(self, widths: Sequence[float], batch_size: int | None) -> int:
-        """How many of the waiting items go into the next pass; all are padded to the widest of them."""
-        budget = self._reduced_budget or (None if batch_size else self._token_budget())
-        most = batch_size or len(widths)
-        count, widest = 0, 0.0
-        for width in widths[:most]:
-            widest = max(widest, width)
-            if budget is not None and count and widest * (count + 1) > budget:
-                break
-            count += 1
-        return max(1, count)
+    def _run_halving(self, batch: list[int], run: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
+        """Run a batch; where the memory does not suffice, its halves."""
+        from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-    def _token_budget(self) -> int:
+        try:
+            result = run(batch)
+        except (RuntimeError, MemoryError) as err:
+            if not (isinstance(err, MemoryError | torch.OutOfMemoryError) or should_reduce_batch_size(err)):
+                raise
+            if len(batch) == 1:
+                raise UserError(
+                    f"out of memory on {self.device} with a single item; use --dtype bfloat16, "
+                    "fewer --layers or --multipliers at a time, or a larger device"
+                ) from err
+        else:
+            yield batch, result
+            return
+        clear_device_cache(garbage_collection=True)
+        middle = (len(batch) + 1) // 2
+        self._budget_scale /= 2
+        log.warning("out of memory with %d at once; going on with %d", len(batch), middle)
+        yield from self._run_halving(batch[:middle], run)
+        yield from self._run_halving(batch[middle:], run)
+
+    def _token_budget(self) -> float:
         """Tokens that one forward pass may hold."""
         if self.device.type != "cuda":
-            return CPU_TOKENS_PER_PASS
+            return self._budget_scale * CPU_TOKENS_PER_PASS
         free, _ = torch.cuda.mem_get_info(self.device)
         free += torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         width = self.config.hidden_size + 2 * getattr(self.config, "intermediate_size", 4 * self.config.hidden_size)
         # activations of one block in the model's dtype, and logits in float32 for about half of the tokens
         bytes_per_token = 6 * width * self.dtype.itemsize + 4 * self.config.vocab_size
-        return max(1, min(GPU_TOKENS_PER_PASS, int(0.6 * free / bytes_per_token)))
+        return self._budget_scale * min(GPU_TOKENS_PER_PASS, 0.6 * free / bytes_per_token)
 
     def _check_lengths(self, lengths: Sequence[int], n_new_tokens: int = 0) -> None:
         limit = getattr(self.config, "max_position_embeddings", None)
@@ -468,8 +483,25 @@ class LlamaWrapper:
             )  # fmt: skip
         return packable
 
+    def _guard_reading(
+        self,
+        pairs: Sequence[ContrastPair],
+        by_length: Sequence[int],
+        layers: Sequence[int],
+        read: Callable[[list[int]], tuple[Tensor, Tensor]],
+    ) -> bool:
+        if "reading" in self._packing_is_exact:
+            return self._packing_is_exact["reading"]
+        plain = torch.stack(self._read_plainly(pairs[by_length[0]], layers))
+        try:
+            packed = torch.stack(read([by_length[0], by_length[-1]]))[:, 0]  # the shortest, padded by the longest
+        except _FAILURES_OF_PACKING as err:
+            log.debug("packed pass failed: %s", err)
+            packed = torch.full_like(plain, torch.nan)
+        return self._guard("reading", (packed - plain).abs() / plain.abs().amax(dim=-1, keepdim=True))
+
     def _guard_scoring(
-        self, prompt: PromptTokens, steerings: Sequence[Steering | None], token_ids: Sequence[int]
+        self, asked: Sequence[tuple[PromptTokens, Sequence[int]]], steerings: Sequence[Steering | None]
     ) -> bool:
         if "scoring" in self._packing_is_exact:
             return self._packing_is_exact["scoring"]
@@ -477,18 +509,23 @@ class LlamaWrapper:
         steered = sorted((s for s in steerings if s is not None), key=lambda s: s.layer)
         strongest = sorted(steered, key=lambda s: float(s.addition.norm()))[-1:]
         sample: list[Steering | None] = [None, *steered[:1], *steered[-1:], *strongest]
+        # the shortest prompt, padded by the longest whose tail is as long
+        prompt, token_ids = min(asked, key=lambda one: len(one[0]))
+        tail_length = len(prompt) - prompt.steer_start
+        longest = max((other for other, _ in asked if len(other) - other.steer_start == tail_length), key=len)
         try:
-            [packed] = self._score_packed([prompt], sample, [token_ids])
-        except (RuntimeError, ValueError, TypeError, IndexError) as err:
+            packed, _ = self._score_packed([prompt, longest], sample, [token_ids] * 2)
+        except _FAILURES_OF_PACKING as err:
             log.debug("packed pass failed: %s", err)
             packed = torch.full((len(sample), len(token_ids)), torch.nan)
-        [(_, plain)] = self.score_plainly([prompt], sample, [token_ids], batch_size=1)
+        plain = torch.stack([self._score_rows([prompt], [steering], [token_ids])[0] for steering in sample])
         return self._guard("scoring", (packed - plain).abs() / plain.clamp(min=1e-12))
 
     def _guard(self, path: str, relative_difference: Tensor) -> bool:
         """Settle whether a fast path is exact on this model; remembered for the rest of the run."""
         if path not in self._packing_is_exact:
             largest = float(relative_difference.max()) if not bool(relative_difference.isnan().any()) else torch.inf
+            largest = max(processes.gather(largest))
             self._packing_is_exact[path] = largest <= GUARD_TOLERANCE.get(self.dtype, 1e-3)
             log.debug("%s: packed and plain passes differ by %.1e (relative)", path, largest)
             if not self._packing_is_exact[path]:
@@ -505,6 +542,16 @@ def probabilities_of(logits: Tensor, token_ids: Sequence[int]) -> Tensor:
     logits = logits.float()
     wanted = logits[..., torch.tensor(list(token_ids), device=logits.device)]
     return (wanted - logits.logsumexp(dim=-1, keepdim=True)).exp()
+
+
+def _batch_count(widths: Sequence[float], budget: float) -> int:
+    """How many of the waiting items go into the next pass; all are padded to the widest of them."""
+    widest = 0.0
+    for count, width in enumerate(widths):
+        widest = max(widest, width)
+        if count and widest * (count + 1) > budget:
+            return count
+    return len(widths)
 
 
 def _attention_window(config: "PretrainedConfig") -> float:

@@ -11,7 +11,6 @@ Example: ./normalize_vectors.py
 
 import argparse
 import logging
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -19,32 +18,29 @@ from utils.cli import (
     EXIT_DONE,
     add_behaviors,
     add_layers,
+    add_model_filter,
     data_paths,
     exit_with,
     make_parser,
+    model_filter,
     progress,
     run_main,
 )
 from utils.errors import UserError
-from utils.models import MODEL_SIZES, checkpoint_label, choose_model
 from utils.paths import DataPaths, vector_name
+from utils.vector_files import find_vectors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-_VECTOR_NAME = re.compile(r"vec_layer_(\d+)_(.+)\.pt")
-
 
 def build_parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__)
     add_behaviors(parser)
     add_layers(parser, default="those that are there")
-    chosen = parser.add_mutually_exclusive_group()
-    chosen.add_argument("--model_size", choices=MODEL_SIZES, help="only this model's vectors (default: every model)")
-    chosen.add_argument("--model", metavar="NAME_OR_PATH", help="only this model's vectors (default: every model)")
-    parser.add_argument("--use_base_model", action="store_true", help="with --model_size: the base model's vectors")
+    add_model_filter(parser)
     return parser
 
 
@@ -72,16 +68,6 @@ def run(args: argparse.Namespace) -> int:
     if not n_complete:
         raise UserError(f"nothing normalised: no model has vectors for all of {', '.join(args.behaviors)}")
     return EXIT_DONE
-
-
-def find_vectors(paths: DataPaths, behavior: str) -> dict[str, set[int]]:
-    """The layers for which a behavior has vectors, by model label."""
-    found: dict[str, set[int]] = {}
-    folder = paths.vectors_dir(behavior, normalized=False)
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if match := _VECTOR_NAME.fullmatch(path.name):
-            found.setdefault(match.group(2), set()).add(int(match.group(1)))
-    return found
 
 
 def normalize_layer(paths: DataPaths, args: argparse.Namespace, layer: int, label: str) -> str:
@@ -118,12 +104,8 @@ def _record(paths: DataPaths, args: argparse.Namespace, behavior: str, layer: in
 
 
 def _labels_asked_for(args: argparse.Namespace, layers_of: dict[str, dict[str, set[int]]]) -> list[str]:
-    if args.model is not None:
-        return [checkpoint_label(args.model)]
-    if args.model_size is not None:
-        return [choose_model(args.model_size, None, args.use_base_model).label]
-    if args.use_base_model:
-        raise UserError("--use_base_model needs --model_size (without either, every model is normalised)")
+    if choice := model_filter(args):
+        return [choice.label]
     labels = sorted(set().union(*layers_of.values()))
     if not labels:
         raise UserError("there are no vectors yet; run: ./generate_vectors.py")

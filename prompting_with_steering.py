@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from utils import processes
 from utils.behaviors import BEHAVIORS
 from utils.cli import (
     EXIT_DONE,
@@ -99,8 +100,8 @@ def run(args: argparse.Namespace) -> int:
         for sweep in sweeps:
             warn_of_other_inputs(sweep, paths)
     n_all = sum(len(sweep.combinations) for sweep in sweeps)
-    waiting = [sweep for sweep in sweeps if missing_combinations(sweep, paths, args.overwrite)]
-    n_waiting = sum(len(missing_combinations(sweep, paths, args.overwrite)) for sweep in waiting)
+    n_missing = processes.from_main([len(missing_combinations(sweep, paths, args.overwrite)) for sweep in sweeps])
+    waiting = [sweep for sweep, missing in zip(sweeps, n_missing, strict=True) if missing]
     if not waiting:
         log.info("wrote 0, skipped %d that are there already (--overwrite makes them again)", n_all)
         return EXIT_DONE
@@ -108,7 +109,9 @@ def run(args: argparse.Namespace) -> int:
 
     from llama_wrapper import LlamaWrapper
 
-    model = LlamaWrapper.load(choice, args.device, args.dtype, args.override_model_weights_path)
+    model = LlamaWrapper.load(
+        choice, args.device, args.dtype, args.override_model_weights_path, over_all_devices=args.device_map == "auto"
+    )
     options = EvaluationOptions(
         command=args.command,
         overwrite=args.overwrite,
@@ -119,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
     )
     for sweep in waiting:
         run_sweep(model, sweep, vectors[sweep.settings.behavior], paths, options)
-    log.info("wrote %d result files, skipped %d, failed 0", n_waiting, n_all - n_waiting)
+    log.info("wrote %d result files, skipped %d, failed 0", sum(n_missing), n_all - sum(n_missing))
     return EXIT_DONE
 
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from utils import processes
 from utils.artifact_io import read_folder_provenance, record_provenance, sha256_of, write_json
 from utils.behaviors import get_behavior
 from utils.chat_format import PromptTokens
 from utils.cli import progress
-from utils.contrast_data import ChoiceItem
 from utils.generation import GenerationRow
 from utils.journal import Journal, open_journal
 from utils.paths import DataPaths
@@ -92,23 +92,31 @@ def warn_of_other_inputs(sweep: Sweep, paths: DataPaths) -> None:
 def run_sweep(
     model: "LlamaWrapper", sweep: Sweep, vectors: dict[int, Tensor], paths: DataPaths, options: EvaluationOptions
 ) -> None:
-    """Evaluate one behavior; finished items are kept in a journal until the result files are written."""
+    """Evaluate one behavior; finished items are kept in a journal until the result files are written.
+
+    Of several processes each keeps its own journal, and the main one writes the files.
+    """
     results_dir = paths.results_dir / sweep.settings.behavior
     run_record = _run_record(model, sweep, options)
-    identity = _identity(sweep, run_record)
     header = {"combinations": missing_combinations(sweep, paths, options.overwrite)}
-    with open_journal(results_dir / f".sweep_{identity}.jsonl", header) as journal:
-        if not missing_combinations(sweep, paths, options.overwrite):
-            journal.remove()  # another process has written them meanwhile
+    identity = _identity(sweep, run_record)
+    with open_journal(results_dir / f".sweep_{identity}_{processes.index()}.jsonl", header) as journal:
+        if not processes.from_main(missing_combinations(sweep, paths, options.overwrite)):
+            journal.remove()  # another run has written them meanwhile
             return
-        combinations: list[Combination] = [(layer, multiplier) for layer, multiplier in journal.header["combinations"]]
-        names = [sweep.settings.at(*at).result_name for at in combinations]
-        record_provenance(results_dir, names, run_record)
-        steerings = _distinct_steerings(combinations, vectors)
+        combinations = [
+            (layer, multiplier) for layer, multiplier in processes.from_main(journal.header)["combinations"]
+        ]
+        evaluation = _Evaluation(model, sweep, combinations, vectors, journal, paths, options)
+        if processes.is_main():
+            names = [sweep.settings.at(*at).result_name for at in combinations]
+            record_provenance(results_dir, names, run_record)
         if sweep.settings.type == "open_ended":
-            answer_questions(model, sweep, steerings, journal, paths, options)
+            evaluation.answer_questions()
         else:
-            score_choices(model, sweep, steerings, journal, paths, options)
+            evaluation.score_choices()
+        evaluation.write_complete()
+        processes.gather(None)  # nobody forgets before all is written
         journal.remove()
     log.info("wrote %s: %d result files, %d items each", results_dir, len(combinations), len(sweep.items))
 
@@ -121,114 +129,130 @@ def _identity(sweep: Sweep, run_record: dict[str, Any]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def score_choices(
-    model: "LlamaWrapper",
-    sweep: Sweep,
-    steerings: "list[DistinctSteering]",
-    journal: Journal,
-    paths: DataPaths,
-    options: EvaluationOptions,
-) -> None:
-    """Probabilities of the answer letters of every item under every steering."""
-    items: list[ChoiceItem] = sweep.items
-    system_prompt = _system_prompt(sweep)
-    prompts = [_placed(model.chat_format.encode_choice(item.question, system_prompt), sweep) for item in items]
-    letters = [[model.chat_format.letter_id(letter) for letter in item.letters] for item in items]
-    done = {int(key) for key in journal.entries}
-    score = model.score_plainly if options.plainly else model.score
-    scores = score(prompts, [s.steering for s in steerings], letters, options.batch_size, done)
-    with progress(total=len(items), initial=len(done), desc=f"{sweep.settings.behavior}: questions") as bar:
-        for index, probabilities in scores:  # [n_steerings, n_letters]
-            journal.append(str(index), probabilities.tolist())
-            bar.update()
-    for place, distinct in enumerate(steerings):
-        records = []
-        for index, item in enumerate(items):
-            of_letters = dict(zip(item.letters, journal.entries[str(index)][place], strict=True))
-            records.append(item.result_record(of_letters))
-        _write_results(sweep, distinct, records, paths)
-
-
-def answer_questions(
-    model: "LlamaWrapper",
-    sweep: Sweep,
-    steerings: "list[DistinctSteering]",
-    journal: Journal,
-    paths: DataPaths,
-    options: EvaluationOptions,
-) -> None:
-    """Free answers to every question under every steering; a combination is written when it is complete."""
-    questions: list[str] = [question for question in sweep.items for _ in range(sweep.settings.num_samples)]
-    system_prompt = _system_prompt(sweep)
-    prompts = [_placed(model.chat_format.encode(question, None, system_prompt), sweep) for question in questions]
-    rows = [
-        GenerationRow(prompt, distinct.steering, seed=_row_seed(sweep.settings.seed, *distinct.combinations[0], i))
-        for distinct in steerings
-        for i, prompt in enumerate(prompts)
-    ]
-    done = {int(key) for key in journal.entries}
-
-    def write_if_complete(place: int) -> None:
-        """Write a steering's result files once all of its answers are there."""
-        keys = [str(place * len(questions) + i) for i in range(len(questions))]
-        if all(key in journal.entries for key in keys):
-            answers = [journal.entries[key] for key in keys]
-            records = [
-                {"question": question, "model_output": text, "raw_model_output": raw}
-                for question, (text, raw) in zip(questions, answers, strict=True)
-            ]
-            _write_results(sweep, steerings[place], records, paths)
-
-    for place in sorted({index // len(questions) for index in done}):
-        write_if_complete(place)
-    generations = model.generate(
-        rows, options.max_new_tokens, temperature=sweep.settings.temperature, batch_size=options.batch_size, skip=done,
-        use_cache=not options.plainly,
-    )  # fmt: skip
-    with progress(total=len(rows), initial=len(done), desc=f"{sweep.settings.behavior}: answers") as bar:
-        for index, generation in generations:
-            journal.append(str(index), [generation.text, generation.raw_text])
-            bar.update()
-            write_if_complete(index // len(questions))
-
-
-def _row_seed(seed: int, layer: int, multiplier: float, index: int) -> int:
-    """A seed of its own for each answer, the same in every run."""
-    at = (seed, layer if multiplier else 0, multiplier, index)
-    return int.from_bytes(hashlib.sha256(repr(at).encode()).digest()[:7], "big")
-
-
 @dataclass(frozen=True)
-class DistinctSteering:
+class _DistinctSteering:
     """A steering, and the combinations for which it stands (several for multiplier 0)."""
 
     steering: Steering | None
     combinations: tuple[Combination, ...]
 
 
-def _distinct_steerings(combinations: Sequence[Combination], vectors: dict[int, Tensor]) -> list[DistinctSteering]:
-    from utils.steering import Steering
+class _Evaluation:
+    """A sweep at work: the model, what is asked, and the journal of what has been answered.
 
+    A journal entry is an item's probabilities [n_steerings, n_letters], or one answer [text, raw text].
+    """
+
+    def __init__(
+        self,
+        model: "LlamaWrapper",
+        sweep: Sweep,
+        combinations: Sequence[Combination],
+        vectors: dict[int, Tensor],
+        journal: Journal,
+        paths: DataPaths,
+        options: EvaluationOptions,
+    ) -> None:
+        self.model, self.sweep, self.journal, self.paths, self.options = model, sweep, journal, paths, options
+        self.steerings = _distinct_steerings(combinations, vectors)
+        self.system_prompt = get_behavior(sweep.settings.behavior).system_prompt(sweep.settings.system_prompt)
+        self.items: list[Any] = [item for item in sweep.items for _ in range(sweep.settings.num_samples)]
+        self._written: set[int] = set()  # places in `steerings`
+        self._collect()
+
+    def score_choices(self) -> None:
+        """Probabilities of the answer letters of every item under every steering."""
+        encode, letter_id = self.model.chat_format.encode_choice, self.model.chat_format.letter_id
+        prompts = [self._placed(encode(item.question, self.system_prompt)) for item in self.items]
+        letters = [[letter_id(letter) for letter in item.letters] for item in self.items]
+        score = self.model.score_plainly if self.options.plainly else self.model.score
+        steerings = [distinct.steering for distinct in self.steerings]
+        with self._progress(len(self.items), "questions") as bar:
+            for index, probabilities in score(prompts, steerings, letters, self.options.batch_size, self._done()):
+                self.journal.append(str(index), probabilities.tolist())
+                bar.update()
+
+    def answer_questions(self) -> None:
+        """Free answers to every question under every steering; a combination is written when it is complete."""
+        settings = self.sweep.settings
+        prompts = [
+            self._placed(self.model.chat_format.encode(question, None, self.system_prompt)) for question in self.items
+        ]
+        rows = [
+            GenerationRow(prompt, distinct.steering, seed=_row_seed(settings.seed, *distinct.combinations[0], i))
+            for distinct in self.steerings
+            for i, prompt in enumerate(prompts)
+        ]
+        generations = self.model.generate(
+            rows,
+            self.options.max_new_tokens,
+            temperature=settings.temperature,
+            use_cache=not self.options.plainly,
+            batch_size=self.options.batch_size,
+            skip=self._done(),
+        )
+        with self._progress(len(rows), "answers") as bar:
+            for index, generation in generations:
+                self.journal.append(str(index), [generation.text, generation.raw_text])
+                bar.update()
+                if processes.count() == 1:
+                    self._write_if_complete(index // len(self.items))
+
+    def write_complete(self) -> None:
+        """Bring together what all processes have found, and write what is not written yet."""
+        self._collect()
+        if processes.is_main():
+            for place in range(len(self.steerings)):
+                self._write_if_complete(place)
+
+    def _collect(self) -> None:
+        for entries in processes.gather(self.journal.entries):
+            self.journal.entries.update(entries)
+
+    def _write_if_complete(self, place: int) -> None:
+        """Write a steering's result files, once all of its items are in the journal."""
+        keys = [self._key(place, i) for i in range(len(self.items))]
+        if place in self._written or not all(key in self.journal.entries for key in keys):
+            return
+        records = [
+            self._record(item, self.journal.entries[key], place) for item, key in zip(self.items, keys, strict=True)
+        ]
+        for at in self.steerings[place].combinations:
+            write_json(self.paths.result(self.sweep.settings.at(*at)), records)
+        self._written.add(place)
+
+    def _key(self, place: int, item: int) -> str:
+        return str(place * len(self.items) + item) if self.sweep.settings.type == "open_ended" else str(item)
+
+    def _record(self, item: Any, entry: Any, place: int) -> dict[str, Any]:
+        if self.sweep.settings.type == "open_ended":
+            return {"question": item, "model_output": entry[0], "raw_model_output": entry[1]}
+        return item.result_record(dict(zip(item.letters, entry[place], strict=True)))
+
+    def _done(self) -> set[int]:
+        return {int(key) for key in self.journal.entries}
+
+    def _progress(self, total: int, what: str) -> Any:
+        return progress(total=total, initial=len(self.journal.entries), desc=f"{self.sweep.settings.behavior}: {what}")
+
+    def _placed(self, prompt: PromptTokens) -> PromptTokens:
+        return replace(prompt, steer_start=0) if self.sweep.settings.steer_positions == "all" else prompt
+
+
+def _distinct_steerings(combinations: Sequence[Combination], vectors: dict[int, Tensor]) -> list[_DistinctSteering]:
     unsteered = tuple(at for at in combinations if at[1] == 0)
-    distinct = [DistinctSteering(None, unsteered)] if unsteered else []
+    distinct = [_DistinctSteering(None, unsteered)] if unsteered else []
     for layer, multiplier in combinations:
         if multiplier != 0:
             steering = Steering(layer, multiplier, vectors[layer])
-            distinct.append(DistinctSteering(steering, ((layer, multiplier),)))
+            distinct.append(_DistinctSteering(steering, ((layer, multiplier),)))
     return distinct
 
 
-def _write_results(sweep: Sweep, distinct: DistinctSteering, records: list[dict], paths: DataPaths) -> None:
-    for at in distinct.combinations:
-        write_json(paths.result(sweep.settings.at(*at)), records)
-
-
-def _system_prompt(sweep: Sweep) -> str | None:
-    return get_behavior(sweep.settings.behavior).system_prompt(sweep.settings.system_prompt)
-
-
-def _placed(prompt: PromptTokens, sweep: Sweep) -> PromptTokens:
-    return replace(prompt, steer_start=0) if sweep.settings.steer_positions == "all" else prompt
+def _row_seed(seed: int, layer: int, multiplier: float, index: int) -> int:
+    """A seed of its own for each answer, the same in every run."""
+    at = (seed, layer if multiplier else 0, multiplier, index)
+    return int.from_bytes(hashlib.sha256(repr(at).encode()).digest()[:7], "big")
 
 
 def _run_record(model: "LlamaWrapper", sweep: Sweep, options: EvaluationOptions) -> dict[str, Any]:

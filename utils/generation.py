@@ -137,9 +137,9 @@ class _DecodingState:
 
     def keep(self, places: Sequence[int]) -> None:
         """Drop the rows that have ended."""
-        index = torch.tensor(places, device=self.model.device)
+        index = torch.tensor(places)  # on the CPU: the layers of one model may be on several devices
         self.cache.batch_select_indices(index)
-        self.mask = self.mask[index]
+        self.mask = self.mask[index.to(self.mask.device)]
         self.steering.keep_rows(index)
         self.active = [self.active[place] for place in places]
 
@@ -151,9 +151,9 @@ class _DecodingState:
         self.model.get_decoder()(
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True
         )
-        copies = torch.tensor([unique.index(prefix) for prefix in prefixes], device=self.model.device)
+        copies = torch.tensor([unique.index(prefix) for prefix in prefixes])
         self.cache.batch_select_indices(copies)
-        self.mask = mask[copies]
+        self.mask = mask[copies.to(mask.device)]
 
     def _forward(self, ids: Tensor) -> Tensor:
         """Run tokens [batch, n] behind the cache, all of them steered."""

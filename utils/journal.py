@@ -35,16 +35,7 @@ class Journal:
 
     def _read(self, header: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Header and entries of the file; what a kill left half-written at its end is cut off."""
-        complete, rows = 0, []
-        for line in self._file:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                break
-            if not line.endswith(b"\n"):
-                break
-            rows.append(row)
-            complete += len(line)
+        rows, complete = _complete_rows(self._file)
         self._file.truncate(complete)
         self._file.seek(complete)
         if not rows:
@@ -55,6 +46,30 @@ class Journal:
     def _write(self, row: Any) -> None:
         self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
         self._file.flush()
+
+
+def read_entries(path: Path) -> dict[str, Any]:
+    """What a journal holds at this moment; it is neither made nor locked. Empty where there is none."""
+    try:
+        with path.open("rb") as file:
+            return dict(_complete_rows(file)[0][1:])
+    except FileNotFoundError:
+        return {}
+
+
+def _complete_rows(file: IO[bytes]) -> tuple[list[Any], int]:
+    """The rows that are whole, and their length in bytes."""
+    complete, rows = 0, []
+    for line in file:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith(b"\n"):
+            break
+        rows.append(row)
+        complete += len(line)
+    return rows, complete
 
 
 @contextmanager

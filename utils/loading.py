@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from utils import processes
 from utils.artifact_io import load_tensor_file
 from utils.embedded_model import ensure_embedded_model
 from utils.errors import UserError
@@ -29,6 +30,8 @@ def pick_device(name: str) -> torch.device:
         UserError: If there is no such device.
     """
     if name == "auto":
+        if own := processes.device():
+            return own
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -51,20 +54,28 @@ def load_config(choice: ModelChoice) -> "PretrainedConfig":
     """The checkpoint's text model configuration, without loading its weights.
 
     Raises:
-        UserError: If it cannot be had.
+        UserError: If it cannot be had, or is not one of a decoder-only model.
     """
     from transformers import AutoConfig
 
     source = _checkpoint_source(choice)
     with _explained(choice):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, token=_hub_token())
+    if config.is_encoder_decoder:  # transformers would load the decoder of some of them alone
+        raise _no_decoder_only_model(choice.label, config)
     return config.get_text_config(decoder=True)
 
 
 def load_checkpoint(
-    choice: ModelChoice, device: torch.device, dtype: torch.dtype
+    choice: ModelChoice, device: torch.device, dtype: torch.dtype, *, over_all_devices: bool = False
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load weights and tokenizer.
+
+    Args:
+        choice: The checkpoint.
+        device: Where the model goes.
+        dtype: Of its weights and arithmetic.
+        over_all_devices: Split the model over all GPUs (and the CPU) instead, as accelerate sees fit.
 
     Raises:
         UserError: If they cannot be had or do not fit on the device.
@@ -74,15 +85,25 @@ def load_checkpoint(
 
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
+    load_config(choice)  # refuses what is no decoder-only model
     source = _checkpoint_source(choice)
     with _explained(choice):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, token=_hub_token())
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=False, token=_hub_token())
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            trust_remote_code=False,
+            token=_hub_token(),
+            device_map="auto" if over_all_devices else None,
+        )
+    if over_all_devices:
+        return model, tokenizer
     try:
         model.to(device)  # type: ignore[arg-type]  # its annotation leaves devices out
     except torch.OutOfMemoryError as err:
         raise UserError(
-            f"{choice.label} does not fit into the memory of {device} as {dtype}; use --dtype bfloat16 or --device cpu"
+            f"{choice.label} does not fit into the memory of {device} as {dtype}; "
+            "use --dtype bfloat16, --device_map auto or --device cpu"
         ) from err
     return model, tokenizer
 
@@ -116,7 +137,7 @@ def find_decoder_layers(model: "PreTrainedModel", label: str) -> list[nn.Module]
     """
     config = model.config.get_text_config(decoder=True)
     if model.config.is_encoder_decoder or model.get_output_embeddings() is None:
-        raise UserError(f"{label} ({model.config.model_type}) is no decoder-only language model; it cannot be steered")
+        raise _no_decoder_only_model(label, model.config)
     if getattr(model, "_is_stateful", False):
         raise UserError(
             f"{label} ({model.config.model_type}) carries a recurrent state across tokens; "
@@ -127,6 +148,10 @@ def find_decoder_layers(model: "PreTrainedModel", label: str) -> list[nn.Module]
     if len(found) != 1:
         raise UserError(f"{label} ({model.config.model_type}): its decoder blocks cannot be told; it cannot be steered")
     return list(found[0])
+
+
+def _no_decoder_only_model(label: str, config: "PretrainedConfig") -> UserError:
+    return UserError(f"{label} ({config.model_type}) is no decoder-only language model; it cannot be steered")
 
 
 def _checkpoint_source(choice: ModelChoice) -> str:
@@ -150,9 +175,11 @@ def _hub_token() -> str | None:
 @contextmanager
 def _explained(choice: ModelChoice) -> Iterator[None]:
     """Turn what the hub client and the loaders raise into one line that says what to do."""
+    from safetensors import SafetensorError
+
     try:
         yield
-    except (OSError, ValueError, ImportError, KeyError) as err:
+    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as err:
         reason = _first_line(err)
         if choice.size and choice.size != EMBEDDED_SIZE:
             raise UserError(
