@@ -148,7 +148,8 @@ class _ActivationTables:
     def merge(self, tables: "Sequence[_ActivationTables]") -> None:
         """Take in the rows that other processes have filled."""
         for table in tables:
-            self.put(table.filled, *(table.sides[side][:, table.filled].transpose(0, 1) for side in ("pos", "neg")))
+            if table is not self:
+                self.put(table.filled, *(table.sides[side][:, table.filled].transpose(0, 1) for side in ("pos", "neg")))
 
     def save(self, paths: DataPaths, behavior: str, label: str) -> None:
         from utils.artifact_io import save_tensor

@@ -176,7 +176,7 @@ def summarise(task: "Task") -> None:
         lines.append(
             f"  {get_behavior(behavior).label}, layer {points[0].layer}, n={counts.n} of {counts.n_total}: {means}"
         )
-        if changes := "   ".join(f"{p.multiplier:g}: {interval(p.change, 3)}" for p in points if p.change.exists):
+        if changes := "   ".join(f"{p.multiplier:g}: {interval(p.change, 4)}" for p in points if p.change.exists):
             lines.append(f"    change from multiplier 0: {changes}")
         for at in layer_steerabilities(points, task.args.seed) if task.result_type == "ab" else ():
             slope, anti = at.steerability.slope, at.steerability.anti_share
@@ -200,7 +200,7 @@ def best_layer(points: "Sequence[Point]") -> "list[Point]":
     return [best[multiplier] for multiplier in sorted({min(best), 0.0, max(best)} & set(best))]
 
 
-def interval(estimate: "Estimate", digits: int = 2) -> str:
+def interval(estimate: "Estimate", digits: int = 3) -> str:
     return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
 
 

@@ -186,6 +186,8 @@ def record_provenance(folder: Path, artifact_names: Iterable[str], run: dict[str
     path = folder / PROVENANCE_NAME
     with locked_folder(folder):
         known: Any = _load_or(path, dict)
+        if not isinstance(known, dict):
+            known = {}
         artifacts: dict[str, str] = {**known.get("artifacts", {}), **dict.fromkeys(artifact_names, run_id)}
         runs = {**known.get("runs", {}), run_id: run}
         used = set(artifacts.values())

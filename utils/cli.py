@@ -180,7 +180,7 @@ def run_main(
 
 _FILE_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR,
-    errno.EISDIR, errno.ENAMETOOLONG, errno.EIO, errno.EFBIG, errno.ELOOP, errno.ESTALE,
+    errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EIO, errno.EFBIG, errno.ELOOP, errno.ESTALE,
 }  # fmt: skip
 
 _NOISY_LIBRARIES = (

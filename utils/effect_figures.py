@@ -196,46 +196,50 @@ def plot_by_multiplier(
 def plot_by_layer(
     stem: Path, title: str, series: Sequence[Series], result_type: ResultType, note: str = ""
 ) -> list[Path]:
-    """Mean against layer, a line for each series; filled markers hold against multiplier 0."""
+    """One behavior over layers, a line for each multiplier; filled markers hold against multiplier 0."""
     points = [point for one in series for point in one.points]
-    layers = sorted({point.layer for point in points})
-    with figure_style():
-        figure, ax = new_figure(height=2.9)
-        for place, one in enumerate(series):
-            xs = [point.layer for point in one.points]
-            filled = [point.holds or point.multiplier == 0 for point in one.points]
-            shift = dodge(place, len(series), layers) if len(layers) <= _LAYERS_WITH_ERROR_BARS else None
-            draw_line(ax, xs, [point.mean for point in one.points], one.label, one.style, filled, shift)
-        layer_axis(ax, layers)
-        _value_axis(ax, result_type)
-        counts = count_note([point.mean for point in points])
-        set_title(figure, title, note, f"mean with 95% interval over items, {counts}")
-        legend_below(figure, ax, "multiplier (filled: differs from multiplier 0 after Holm's correction)")
-        return save_figure(figure, stem, effects_table(points, note))
+    counts = count_note([point.mean for point in points])
+    notes = (note, f"mean with 95% interval over items, {counts}")
+    legend_title = "multiplier (filled: differs from multiplier 0 after Holm's correction)"
+    return _plot_over_layers(stem, title, notes, series, result_type, legend_title, effects_table(points, note))
 
 
 def plot_sweep(
     stem: Path, title: str, series: Sequence[Series], result_type: ResultType, legend_title: str | None
 ) -> list[Path]:
-    """Several behaviors over layers at one multiplier: the mean, and below it the change from multiplier 0."""
+    """Several behaviors over layers at one multiplier."""
     points = [point for one in series for point in one.points]
+    notes = ("mean with 95% interval over items", "filled: differs from multiplier 0 after Holm")
+    table = effects_table(points, legend_title or "")
+    return _plot_over_layers(stem, title, notes, series, result_type, legend_title, table)
+
+
+def _plot_over_layers(
+    stem: Path, title: str, notes: Sequence[str], series: Sequence[Series], result_type: ResultType,
+    legend_title: str | None, table: Table,
+) -> list[Path]:  # fmt: skip
+    """The mean over layers, and below it the change from multiplier 0 on the same items, where that is known."""
+    points = [point for one in series for point in one.points]
+    layers = sorted({point.layer for point in points})
     has_change = any(point.change.exists for point in points)
     with figure_style():
         figure, axes = new_figure(height=4.8 if has_change else 3.2, nrows=1 + has_change, sharex=True, squeeze=False)
         top, bottom = axes[0, 0], axes[-1, 0]
-        for one in series:
-            xs, filled = [point.layer for point in one.points], [point.holds for point in one.points]
-            draw_line(top, xs, [point.mean for point in one.points], one.label, one.style, filled)
-            if has_change:
-                draw_line(bottom, xs, [point.change for point in one.points], one.label, one.style, filled)
+        for place, one in enumerate(series):
+            xs = [point.layer for point in one.points]
+            filled = [point.holds or point.multiplier == 0 for point in one.points]
+            shift = dodge(place, len(series), layers) if len(layers) <= _LAYERS_WITH_ERROR_BARS else None
+            draw_line(top, xs, [point.mean for point in one.points], one.label, one.style, filled, shift)
+            if any(point.change.exists for point in one.points):
+                draw_line(bottom, xs, [point.change for point in one.points], one.label, one.style, filled, shift)
         _value_axis(top, result_type)
-        layer_axis(bottom, [point.layer for point in points])
+        layer_axis(bottom, layers)
         if has_change:
             bottom.set_ylabel("change from multiplier 0")
             bottom.axhline(0, color="#666666", linewidth=0.6)
-        set_title(figure, title, "mean with 95% interval over items", "filled: differs from multiplier 0 after Holm")
+        set_title(figure, title, *notes)
         legend_below(figure, top, legend_title)
-        return save_figure(figure, stem, effects_table(points, legend_title or ""))
+        return save_figure(figure, stem, table)
 
 
 def plot_steerability(

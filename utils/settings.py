@@ -89,7 +89,11 @@ class SteeringSettings:
             UserError: If a value would make the name ambiguous or leave its folder.
         """
         name = f"results_{self._joined(_KEYS)}.json"
-        if _UNSAFE_IN_NAME.search(name) or parse_result_name(name) != self:
+        try:
+            is_faithful = not _UNSAFE_IN_NAME.search(name) and parse_result_name(name) == self
+        except UserError:
+            is_faithful = False
+        if not is_faithful:
             raise UserError(f"these settings cannot be written as a file name: {name!r}; rename the model")
         return name
 
