@@ -167,6 +167,15 @@ def run_main(
         return run(args)
     except UserError as err:
         return _report(f"error: {err}", EXIT_USAGE, args)
+    except ModuleNotFoundError as err:
+        if (err.name or "utils").startswith(("utils", "llama_wrapper")):
+            raise
+        return _report(
+            f"error: the package {err.name} is not installed for this Python; run: source .venv/bin/activate "
+            "(./quickstart.sh makes that environment)",
+            EXIT_USAGE,
+            args,
+        )
     except KeyboardInterrupt:
         return _report(f"interrupted: finished work is saved; to go on, run: {args.command}", EXIT_INTERRUPTED, None)
     except BrokenPipeError:

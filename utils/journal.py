@@ -77,13 +77,20 @@ def open_journal(path: Path, header: dict[str, Any]) -> Iterator[Journal]:
     """Open a run's journal, or begin it with `header`. Waits while another process holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        file = path.open("r+b" if path.exists() else "w+b")
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
         _lock(file, path)
-        if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+        if _is_open_at(file, path):
             break
         file.close()  # the process that held it has finished and removed it
     with file:
         yield Journal(path, file, header)
+
+
+def _is_open_at(file: IO[bytes], path: Path) -> bool:
+    try:
+        return os.fstat(file.fileno()).st_ino == path.stat().st_ino
+    except FileNotFoundError:
+        return False
 
 
 def _lock(file: IO[bytes], path: Path) -> None:

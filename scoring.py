@@ -1,0 +1,317 @@
+#!/usr/bin/env python3
+"""Score open-ended answers from 0 to 10 with a judge model, through the OpenAI API or any server like it.
+
+Without arguments everything that has no scores yet is scored. Each score is kept as soon as it comes:
+after an interruption the same command asks only for what is missing. The key is OPEN_AI_KEY (or
+OPENAI_API_KEY) in .env or the environment; --base_url names another server, such as one on this machine.
+
+Reads:   results/<behavior>/results_*_type=open_ended_*.json
+Writes:  results/open_ended_scores/<behavior>/<same name>: the records with a score each
+Example: ./scoring.py --behaviors sycophancy --layers 13 --dry_run
+         ./scoring.py --behaviors sycophancy --layers 13 --max_cost 0.50
+         ./scoring.py --agreement results/open_ended_scores other_scores
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.behaviors import BEHAVIORS
+from utils.cli import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    add_behaviors,
+    add_layers,
+    add_multipliers,
+    data_paths,
+    exit_with,
+    make_parser,
+    run_main,
+)
+from utils.errors import UserError
+from utils.judge_cost import CHARS_PER_TOKEN, DEFAULT_JUDGE, Budget, Estimate, Price, price_of
+from utils.models import MODEL_SIZES, checkpoint_label
+
+if TYPE_CHECKING:
+    from utils.judge import Judge
+    from utils.score_files import Purpose, ScorePlan
+    from utils.score_run import Tally
+    from utils.settings import SteeringSettings
+
+log = logging.getLogger(__name__)
+
+OPENAI_URL = "https://api.openai.com/v1"
+PURPOSES: "tuple[Purpose, ...]" = ("score", "overwrite", "retry")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = make_parser(__doc__)
+    add_behaviors(parser)
+    add_layers(parser, "all found")
+    add_multipliers(parser, None, "all found")
+    steered = parser.add_mutually_exclusive_group()
+    steered.add_argument(
+        "--model_size", choices=MODEL_SIZES, help="only answers of this model (default: of every model)"
+    )
+    steered.add_argument(
+        "--model", metavar="NAME_OR_PATH", help="only answers of this checkpoint (default: of every model)"
+    )
+    parser.add_argument("--use_base_model", action="store_true", help="only answers of base models (default: of both)")
+    add_judge(parser)
+    parser.add_argument(
+        "--retry_unscored", action="store_true", help="ask again for answers that were kept as unscored"
+    )
+    parser.add_argument(
+        "--scores_dir",
+        type=Path,
+        metavar="DIR",
+        help="where scores are (default: results/open_ended_scores under --root)",
+    )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="only say how many requests, tokens and dollars it takes"
+    )
+    parser.add_argument(
+        "--agreement", nargs=2, type=Path, metavar=("DIR_A", "DIR_B"),
+        help="only compare two folders of scores of the same answers",
+    )  # fmt: skip
+    return parser
+
+
+def add_judge(parser: argparse.ArgumentParser) -> None:
+    """Flags that name the judge and say how it is asked."""
+    judge = parser.add_argument_group("judge")
+    judge.add_argument(
+        "--judge_model", default=DEFAULT_JUDGE, metavar="NAME", help=f"model that judges (default: {DEFAULT_JUDGE})"
+    )
+    judge.add_argument(
+        "--base_url", metavar="URL",
+        help=f"an OpenAI-compatible server; on loopback no key is needed (default: OPENAI_BASE_URL or {OPENAI_URL})",
+    )  # fmt: skip
+    judge.add_argument(
+        "--concurrency", type=_positive, default=10, metavar="N", help="requests at a time (default: 10)"
+    )
+    judge.add_argument(
+        "--timeout", type=_seconds, default=60.0, metavar="S", help="seconds for one request (default: 60)"
+    )
+    judge.add_argument(
+        "--max_retries", type=_count, default=6, metavar="N",
+        help="repeats of a request after a 429, a 5xx, a time-out or a cut connection, with back-off (default: 6)",
+    )  # fmt: skip
+    judge.add_argument(
+        "--price", nargs=2, type=_dollars, metavar=("IN", "OUT"),
+        help="US dollars per million tokens in and out (default: the list price of models that are known)",
+    )  # fmt: skip
+    judge.add_argument(
+        "--max_cost", type=_dollars, metavar="USD",
+        help="stop before this run costs more, by the tokens that the server reports (default: no limit)",
+    )  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.agreement:
+        return compare(*args.agreement)
+
+    from utils.judge_access import check_base_url
+
+    paths = data_paths(args)
+    args.base_url = check_base_url(args.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL)
+    args.scores_dir = args.scores_dir or paths.scores_dir
+    price = Price(*args.price) if args.price else price_of(args.judge_model)
+    if args.max_cost is not None and price is None:
+        raise UserError(f"--max_cost: the price of {args.judge_model!r} is not known; give it with --price IN OUT")
+    plans = plan_all(args)
+    if args.dry_run:
+        return estimate(plans, price, args)
+    return score_all(plans, Budget(price, args.max_cost), args)
+
+
+def score_all(plans: "list[ScorePlan]", budget: Budget, args: argparse.Namespace) -> int:
+    from utils.judge import Judge
+    from utils.judge_access import Access, find_key
+    from utils.score_run import Tally
+
+    tally = Tally()
+    if any(plan.wanted for plan in plans):
+        access = Access(args.judge_model, args.base_url, find_key(args.base_url))
+        log.info("judge: %s at %s", access.model, access.base_url)
+        judge = Judge(access, budget, timeout=args.timeout, max_retries=args.max_retries)
+        for plan in plans:
+            for purpose in PURPOSES:
+                score_files(judge, plan, purpose, tally, args)
+    return summarise(plans, tally, budget, args)
+
+
+def plan_all(args: argparse.Namespace) -> "list[ScorePlan]":
+    """What there is to do.
+
+    Raises:
+        UserError: If there are no open-ended results of the kind asked for.
+    """
+    from utils.score_files import Planner
+
+    paths = data_paths(args)
+    planner = Planner(
+        args.scores_dir, args.overwrite, args.retry_unscored,
+        lambda settings: is_wanted(settings, args), lambda behavior: judge_record(behavior, args),
+    )  # fmt: skip
+    plans = [planner.plan(paths, behavior) for behavior in args.behaviors]
+    found = [settings for plan in plans for settings in plan.found]
+    if not found:
+        raise UserError(
+            f"no such open-ended results under {paths.results_dir}; run: ./prompting_with_steering.py --type open_ended"
+        )
+    for flag, asked, there in (
+        (
+            "--behaviors",
+            args.behaviors if len(args.behaviors) < len(BEHAVIORS) else [],
+            {settings.behavior for settings in found},
+        ),
+        ("--layers", args.layers or [], {settings.layer for settings in found}),
+        ("--multipliers", args.multipliers or [], {settings.multiplier for settings in found}),
+    ):
+        if missing := [value for value in asked if value not in there]:
+            log.warning("no such open-ended results for %s %s", flag, " ".join(map(str, missing)))
+    return plans
+
+
+def is_wanted(settings: "SteeringSettings", args: argparse.Namespace) -> bool:
+    """Whether the flags ask for these answers."""
+    return (
+        (args.layers is None or settings.layer in args.layers)
+        and (args.multipliers is None or settings.multiplier in args.multipliers)
+        and (args.model_size is None or settings.model_size == args.model_size)
+        and (args.model is None or settings.model == checkpoint_label(args.model))
+        and (settings.use_base_model or not args.use_base_model)
+    )
+
+
+def judge_record(behavior: str, args: argparse.Namespace) -> dict[str, Any]:
+    """What tells one judge from another in provenance records."""
+    from utils.judge_text import prompt_fingerprint
+
+    return {"judge_model": args.judge_model, "base_url": args.base_url, **prompt_fingerprint(behavior)}
+
+
+def journal_path(behavior: str, purpose: "Purpose", args: argparse.Namespace) -> Path:
+    judge = hashlib.sha256(json.dumps(judge_record(behavior, args), sort_keys=True).encode()).hexdigest()[:16]
+    folder: Path = args.scores_dir / behavior
+    return folder / f".{purpose}_{judge}.jsonl"
+
+
+def score_files(
+    judge: "Judge", plan: "ScorePlan", purpose: "Purpose", tally: "Tally", args: argparse.Namespace
+) -> None:
+    """Score a behavior's files of one purpose; replies are kept in a journal until the files are written."""
+    from utils.journal import open_journal
+    from utils.score_run import ScoreRun
+
+    if not any(file.purpose == purpose for file in plan.wanted):
+        return
+    record = judge_record(plan.behavior, args)
+    with open_journal(journal_path(plan.behavior, purpose, args), record) as journal:
+        asked_for = [file for file in plan.wanted if file.purpose == purpose]
+        files = [file for file in asked_for if file.is_missing()]
+        plan.n_done += len(asked_for) - len(files)  # another process has scored them meanwhile
+        scoring = ScoreRun(judge, plan.behavior, files, journal, {**record, "command": args.command}, tally)
+        scoring.work(args.concurrency)
+        if n_written := len(files) - len(scoring.unfinished):
+            log.info("wrote %s: %d score files", args.scores_dir / plan.behavior, n_written)
+        still_open = [files[index] for index in scoring.unfinished] + (plan.others if purpose == "score" else [])
+        if not any(key in journal.entries for file in still_open for key in file.open_answers()):
+            journal.remove()
+
+
+def estimate(plans: "list[ScorePlan]", price: Price | None, args: argparse.Namespace) -> int:
+    """Print what a run would take; answers that an interrupted run has kept are not counted."""
+    from utils.journal import read_entries
+    from utils.judge_text import messages
+
+    total = Estimate()
+    for plan in plans:
+        for purpose in PURPOSES:
+            kept = read_entries(journal_path(plan.behavior, purpose, args))
+            answers = {key: record for file in plan.wanted if file.purpose == purpose
+                       for key, record in file.open_answers().items()}  # fmt: skip
+            for key, record in answers.items():
+                if "score" not in kept.get(key, {}):
+                    total.add(messages(plan.behavior, record["question"], record["model_output"]))
+    cost = f"{price.of(total.tokens_in, total.tokens_out):.4f} USD" if price else "unknown cost (give --price IN OUT)"
+    n_files = sum(len(plan.wanted) for plan in plans)
+    print(  # noqa: T201
+        f"{n_files} files to score: {total.n_requests} requests to {args.judge_model}, "
+        f"about {total.tokens_in} tokens in (characters / {CHARS_PER_TOKEN}) and {total.tokens_out} out, roughly {cost}"
+    )
+    return EXIT_DONE
+
+
+def summarise(plans: "list[ScorePlan]", tally: "Tally", budget: Budget, args: argparse.Namespace) -> int:
+    """Say what was done and what was not; the exit code."""
+    n_done = sum(plan.n_done for plan in plans)
+    if n_other := sum(plan.n_other_judge for plan in plans):
+        log.info("%d of the files that have scores were scored by another judge; --overwrite replaces them", n_other)
+    if n_unscored := sum(plan.n_unscored for plan in plans):
+        log.info("%d answers there are unscored; --retry_unscored asks again", n_unscored)
+    for reason, count in tally.failures.most_common(3):
+        log.error("%d requests failed: %s", count, reason)
+    if tally.stopped:
+        log.error("stopped: %s", tally.stopped)
+    if tally.n_missing:
+        log.error("%d answers are left; to go on, run: %s", tally.n_missing, args.command)
+    n_failed = tally.n_unfinished + sum(plan.n_left + plan.n_broken for plan in plans)
+    log.info(
+        "wrote %d score files, skipped %d that have scores, failed %d; %d answers scored, %d unscored; %s",
+        tally.n_written, n_done, n_failed, tally.n_scored, tally.n_unscored, budget,
+    )  # fmt: skip
+    return EXIT_FAILED if n_failed else EXIT_DONE
+
+
+def compare(folder_a: Path, folder_b: Path) -> int:
+    """Print how well two folders of scores agree."""
+    from utils.agreement import compare_folders, counts, table
+
+    comparison = compare_folders(folder_a, folder_b)
+    print(table(comparison))  # noqa: T201
+    print(counts(comparison))  # noqa: T201
+    return EXIT_DONE
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no time above 0")
+    return value
+
+
+def _dollars(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no sum of money")
+    return value
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_main(run, build_parser(), __file__, argv)
+
+
+if __name__ == "__main__":
+    exit_with(main())
