@@ -11,6 +11,7 @@ Example: ./normalize_vectors.py
 
 import argparse
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     paths = data_paths(args)
     layers_of = {behavior: find_vectors(paths, behavior) for behavior in args.behaviors}
     labels = _labels_asked_for(args, layers_of)
-    n_complete, counts = 0, {"wrote": 0, "skipped": 0, "differ": 0}
+    n_complete, counts = 0, Counter[str]()
     for label in labels:
         layers = sorted(set().union(*(found.get(label, set()) for found in layers_of.values())))
         layers = [layer for layer in layers if args.layers is None or layer in args.layers]
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
             continue
         n_complete += 1
         for layer in progress(layers, desc=label, unit="layer"):
-            counts[normalize_layer(paths, args, layer, label)] += len(args.behaviors)
+            counts += normalize_layer(paths, args, layer, label)
     if counts["differ"]:
         log.warning(
             "%d normalised vectors differ from what today's vectors give (made from others, or for other "
@@ -70,8 +71,8 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def normalize_layer(paths: DataPaths, args: argparse.Namespace, layer: int, label: str) -> str:
-    """Write one layer's normalised vectors; returns "wrote", "skipped" or (kept, but unequal) "differ"."""
+def normalize_layer(paths: DataPaths, args: argparse.Namespace, layer: int, label: str) -> Counter[str]:
+    """Write one layer's normalised vectors; counts those that it "wrote", "skipped" and (kept, unequal) "differ"."""
     from utils.artifact_io import load_vector, save_tensor
     from utils.steering import normalize_to_mean_norm
 
@@ -82,14 +83,16 @@ def normalize_layer(paths: DataPaths, args: argparse.Namespace, layer: int, labe
     if len(set(widths.values())) > 1:
         raise UserError(f"the layer-{layer} vectors of {label} have different widths: {widths}; make them again")
     normalized = normalize_to_mean_norm(vectors)
-    outputs = {behavior: paths.vector(behavior, layer, label, normalized=True) for behavior in args.behaviors}
-    if not args.overwrite and all(path.exists() for path in outputs.values()):
-        same = all(_equal(load_vector(outputs[behavior]), normalized[behavior]) for behavior in args.behaviors)
-        return "skipped" if same else "differ"
-    for behavior, path in outputs.items():
+    counts = Counter[str]()
+    for behavior, vector in normalized.items():
+        path = paths.vector(behavior, layer, label, normalized=True)
+        if path.exists() and not args.overwrite:
+            counts["skipped" if _equal(load_vector(path), vector) else "differ"] += 1
+            continue
         _record(paths, args, behavior, layer, label)
-        save_tensor(path, normalized[behavior])
-    return "wrote"
+        save_tensor(path, vector)
+        counts["wrote"] += 1
+    return counts
 
 
 def _equal(kept: "Tensor", computed: "Tensor") -> bool:
