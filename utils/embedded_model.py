@@ -50,11 +50,11 @@ def ensure_embedded_model(models_dir: Path = MODELS_DIR) -> Path:
 def _is_complete(model_dir: Path) -> bool:
     """Whether every file is there with the size that was written."""
     try:
-        sizes = read_json(model_dir / MANIFEST)["sizes"]
-    except (UserError, KeyError, TypeError, OSError):
+        sizes = read_json(model_dir / MANIFEST)["sizes"].items()
+    except (UserError, KeyError, TypeError, AttributeError, OSError):
         return False
-    return all(
-        (model_dir / name).is_file() and (model_dir / name).stat().st_size == size for name, size in sizes.items()
+    return bool(sizes) and all(
+        (model_dir / name).is_file() and (model_dir / name).stat().st_size == size for name, size in sizes
     )
 
 

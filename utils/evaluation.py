@@ -19,6 +19,7 @@ from utils.artifact_io import read_folder_provenance, record_provenance, sha256_
 from utils.behaviors import get_behavior
 from utils.chat_format import PromptTokens
 from utils.cli import progress
+from utils.errors import UserError
 from utils.generation import GenerationRow
 from utils.journal import Journal, open_journal
 from utils.paths import DataPaths
@@ -169,8 +170,19 @@ class _Evaluation:
         steerings = [distinct.steering for distinct in self.steerings]
         with self._progress(len(self.items), "questions") as bar:
             for index, probabilities in score(prompts, steerings, letters, self.options.batch_size, self._done()):
+                self._check_finite(probabilities)
                 self.journal.append(str(index), probabilities.tolist())
                 bar.update()
+
+    def _check_finite(self, probabilities: Tensor) -> None:
+        """Refuse what is no number: a steered residual stream has left the range of the dtype."""
+        for distinct, row in zip(self.steerings, probabilities, strict=True):
+            if not bool(row.isfinite().all()):
+                layer, multiplier = distinct.combinations[0]
+                raise UserError(
+                    f"layer {layer}, multiplier {multiplier}: the probabilities are not finite in "
+                    f"{self.model.dtype}; use smaller --multipliers or --dtype float32"
+                )
 
     def answer_questions(self) -> None:
         """Free answers to every question under every steering; a combination is written when it is complete."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.chat_format import PromptTokens
+from utils.errors import UserError
 from utils.steering import RowSteering, Steering
 
 if TYPE_CHECKING:
@@ -98,7 +99,15 @@ class _Sampler:
 
 
 def _choose_tokens(logits: Tensor, samplers: Sequence[_Sampler], temperature: float) -> list[int]:
-    """The next token of each row, from logits [batch, vocab_size]."""
+    """The next token of each row, from logits [batch, vocab_size].
+
+    Raises:
+        UserError: If they are no numbers: a steered residual stream has left the range of the dtype.
+    """
+    if not bool(logits.amax(dim=-1).isfinite().all()):
+        raise UserError(
+            f"next-token scores are not finite in {logits.dtype}; use smaller --multipliers or --dtype float32"
+        )
     if temperature == 0.0:
         return logits.argmax(dim=-1).tolist()
     return [sampler.sample(row, temperature) for row, sampler in zip(logits, samplers, strict=True)]
