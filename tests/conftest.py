@@ -1,0 +1,120 @@
+"""Shared by all tests: no network, no spinning threads, and small roots to run the scripts on."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Waiting threads of a tiny product must not take the cores from other processes.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import pytest
+
+from tests.reference import reference_path
+from tests.roots import TINY_LABEL, copy_parity, write_small_datasets, write_vector
+
+CHAT_MODEL, BASE_MODEL = "Llama-2-tiny-chat-hf", "Llama-2-tiny-hf"
+
+
+@pytest.fixture(autouse=True)
+def _no_log_handler_outlives_its_test() -> Iterator[None]:
+    """`run_main` logs to the stderr of its time, which pytest closes behind the test."""
+    yield
+    root = logging.getLogger()
+    for handler in root.handlers[:]:
+        if type(handler) is logging.StreamHandler:
+            root.removeHandler(handler)
+    root.setLevel(logging.WARNING)
+
+
+@pytest.fixture(scope="session")
+def parity_checkpoints() -> dict[str, tuple[str, str]]:
+    """What `--model_size 7b` means in parity tests: the tiny chat and base models of the reference data."""
+    chat, base = reference_path("parity", CHAT_MODEL), reference_path("parity", BASE_MODEL)
+    return {"7b": (str(chat), str(base))}
+
+
+@pytest.fixture
+def seven_b_is_tiny(monkeypatch: pytest.MonkeyPatch, parity_checkpoints: dict[str, tuple[str, str]]) -> None:
+    """`7b` names the tiny models of the reference data."""
+    from utils import models
+
+    monkeypatch.setitem(models.LLAMA_2_CHECKPOINTS, "7b", parity_checkpoints["7b"])
+
+
+@pytest.fixture
+def parity_root(tmp_path: Path, seven_b_is_tiny: None) -> Path:
+    """A fresh root with the parity datasets, vectors and normalised vectors, for the model size `7b`."""
+    return copy_parity(tmp_path / "root", "datasets", "vectors", "normalized_vectors")
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder with a random 4-layer chat model: `--model PATH`, label `tiny-chat`."""
+    from tests.models import save_checkpoint
+
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoints") / TINY_LABEL)
+
+
+@pytest.fixture
+def small_root(tmp_path: Path) -> Path:
+    """A fresh root with three contrast pairs and three test questions of each kind for two behaviors."""
+    root = tmp_path / "root"
+    for behavior in ("sycophancy", "refusal"):
+        write_small_datasets(root, behavior)
+    return root
+
+
+@pytest.fixture
+def steered_root(small_root: Path) -> Path:
+    """The small root with normalised vectors of all layers for both behaviors, and those of another model."""
+    from tests.models import N_LAYERS, random_vector
+
+    for place, behavior in enumerate(("sycophancy", "refusal")):
+        for layer in range(N_LAYERS):
+            write_vector(small_root, behavior, layer, random_vector(10 * place + layer))
+            write_vector(small_root, behavior, layer, random_vector(50 + layer), "other-model")
+    return small_root
+
+
+@pytest.fixture
+def evaluate(steered_root: Path, tiny_checkpoint: Path) -> Callable[..., int]:
+    """Run `prompting_with_steering.py` for sycophancy on the tiny checkpoint; further arguments come behind."""
+    import prompting_with_steering
+
+    def run(*argv: object) -> int:
+        command = ["--root", steered_root, "--model", tiny_checkpoint, "--behaviors", "sycophancy", *argv]
+        return prompting_with_steering.main([str(word) for word in command])
+
+    return run
+
+
+@pytest.fixture
+def loading_is_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any attempt to load a model's weights fails the test."""
+
+    def load(*args: Any, **kwargs: Any) -> None:
+        pytest.fail("the model was loaded")
+
+    from llama_wrapper import LlamaWrapper
+
+    monkeypatch.setattr(LlamaWrapper, "load", load)
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The labels of all models loaded during the test, in order."""
+    from llama_wrapper import LlamaWrapper
+
+    real_load: Callable[..., LlamaWrapper] = LlamaWrapper.load
+    labels: list[str] = []
+
+    def load(choice: Any, *args: Any, **kwargs: Any) -> LlamaWrapper:
+        labels.append(choice.label)
+        return real_load(choice, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaWrapper, "load", load)
+    return labels

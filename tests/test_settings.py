@@ -1,0 +1,164 @@
+"""Result file names and the settings that they stand for."""
+
+import string
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.reference import reference_path
+from utils.behaviors import BEHAVIORS
+from utils.errors import UserError
+from utils.settings import RESULT_TYPES, SteeringSettings, parse_result_name
+
+PLAIN = SteeringSettings(layer=13, multiplier=1.0, behavior="sycophancy", type="ab", model_size="7b")
+
+# Labels as checkpoints bear them: no "=", and so nothing that could be taken for a key.
+LABELS = st.text(string.ascii_letters + string.digits + "._- +@", min_size=1, max_size=40)
+
+
+@st.composite
+def any_settings(draw: st.DrawFn, labels: st.SearchStrategy[str] = LABELS) -> SteeringSettings:
+    size = draw(st.one_of(st.none(), st.sampled_from(["7b", "13b", "70b", "135m"])))
+    return SteeringSettings(
+        layer=draw(st.integers(0, 200)),
+        multiplier=draw(st.floats(allow_nan=False, allow_infinity=False)),
+        behavior=draw(st.sampled_from(sorted(BEHAVIORS))),
+        type=draw(st.sampled_from(RESULT_TYPES)),
+        system_prompt=draw(st.sampled_from([None, "pos", "neg"])),
+        override_vector=draw(st.one_of(st.none(), st.integers(0, 200))),
+        override_vector_model=draw(st.one_of(st.none(), labels)),
+        use_base_model=draw(st.booleans()),
+        model_size=size,
+        model=None if size else draw(labels),
+        override_model_weights_path=draw(st.one_of(st.none(), labels)),
+        steer_positions=draw(st.sampled_from(["end_of_prompt", "all"])),
+        vector_behavior=draw(st.one_of(st.none(), st.sampled_from(sorted(BEHAVIORS)))),
+        temperature=draw(st.floats(0, 10)),
+        num_samples=draw(st.integers(1, 1000)),
+        seed=draw(st.integers(0, 2**32 - 1)),
+    )
+
+
+@settings(max_examples=300, deadline=None)
+@given(any_settings())
+def test_a_name_reads_back_as_the_settings_that_built_it(drawn: SteeringSettings) -> None:
+    assert parse_result_name(drawn.result_name) == drawn
+    assert "/" not in drawn.result_name
+
+
+ADVERSARIAL = st.one_of(
+    st.text(max_size=12),
+    st.builds("{}_{}={}{}".format, st.text("ab", max_size=2), st.sampled_from(
+        ["layer", "model", "model_size", "seed", "use_base_model", "steer_positions", "temperature", "type"]
+    ), st.sampled_from(["1", "x", "all", "True", ""]), st.sampled_from(["", ".json", "_model=y"])),
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(any_settings(ADVERSARIAL))
+def test_a_label_that_would_make_the_name_ambiguous_is_refused(drawn: SteeringSettings) -> None:
+    try:
+        name = drawn.result_name
+    except UserError as err:
+        assert "cannot be written as a file name" in str(err)
+    else:
+        assert parse_result_name(name) == drawn
+
+
+@settings(max_examples=200, deadline=None)
+@given(any_settings(), any_settings())
+def test_different_settings_have_different_names(one: SteeringSettings, other: SteeringSettings) -> None:
+    assert (one.result_name == other.result_name) == (one == other)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=60))
+def test_any_other_name_is_refused_and_nothing_else_happens(text: str) -> None:
+    for name in (text, f"results_{text}.json", f"results_layer={text}.json"):
+        with pytest.raises(UserError):
+            parse_result_name(name)
+
+
+def test_the_name_is_the_published_one() -> None:
+    assert PLAIN.result_name == (
+        "results_layer=13_multiplier=1.0_behavior=sycophancy_type=ab_use_base_model=False_model_size=7b.json"
+    )
+    everything = replace(
+        PLAIN, multiplier=-0.5, system_prompt="pos", override_vector=4, override_vector_model="Llama-2-7b-hf",
+        override_model_weights_path="finetuned_models-x.pt", steer_positions="all",
+    )  # fmt: skip
+    assert everything.result_name == (
+        "results_layer=13_multiplier=-0.5_behavior=sycophancy_type=ab_system_prompt=pos_override_vector=4"
+        "_override_vector_model=Llama-2-7b-hf_use_base_model=False_model_size=7b"
+        "_override_model_weights_path=finetuned_models-x.pt_steer_positions=all.json"
+    )
+
+
+@pytest.mark.parametrize("folder", [("caa", "results"), ("parity", "results")])
+def test_every_published_name_reads_and_is_built_again(folder: tuple[str, str]) -> None:
+    names = [path.name for path in reference_path(*folder).rglob("results_*.json")]
+    assert len(names) > 100
+    for name in names:
+        assert parse_result_name(name).result_name == name
+
+
+def test_layer_1_and_override_vector_1_are_not_13() -> None:
+    at_1, at_13 = replace(PLAIN, override_vector=1), replace(PLAIN, override_vector=13)
+    assert at_1.result_name in at_13.result_name.replace("vector=13", "vector=1")  # as text, one is in the other
+    assert parse_result_name(at_1.result_name).override_vector == 1
+    assert parse_result_name(at_13.result_name).override_vector == 13
+    assert parse_result_name(at_1.result_name) != parse_result_name(at_13.result_name)
+    assert parse_result_name(PLAIN.at(1, 1).result_name) != parse_result_name(PLAIN.result_name)
+
+
+def test_at_moves_layer_and_multiplier_only_and_integers_become_decimals() -> None:
+    moved = PLAIN.at(2, -1)
+    assert moved == replace(PLAIN, layer=2, multiplier=-1.0)
+    assert "_multiplier=-1.0_" in moved.result_name
+
+
+def test_a_description_leaves_out_what_a_figure_runs_over() -> None:
+    assert PLAIN.describe("layer", "multiplier") == "behavior=sycophancy_type=ab_use_base_model=False_model_size=7b"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"behavior": "kindness"}, "unknown behavior 'kindness'; choose from: coordinate-other-ais"),
+        ({"vector_behavior": "kindness"}, "unknown behavior 'kindness'"),
+        ({"type": "essay"}, "unknown result type 'essay'; choose from: ab, open_ended, truthful_qa, mmlu"),
+        ({"model": "x"}, "either a model_size or a model"),
+        ({"model_size": None}, "either a model_size or a model"),
+        ({"layer": -1}, "layer -1 is negative"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_when_they_are_made(change: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        replace(PLAIN, **change)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "results_layer=13_multiplier=1.0_behavior=sycophancy_type=ab_use_base_model=False.json",
+        "results_layer=x_multiplier=1.0_behavior=sycophancy_type=ab_use_base_model=False_model_size=7b.json",
+        "results_layer=13_behavior=sycophancy_type=ab_use_base_model=False_model_size=7b.json",
+        "results_layer=13_layer=14_multiplier=1.0_behavior=sycophancy_type=ab_use_base_model=False_model_size=7b.json",
+        "results_layer=13_multiplier=1.0_behavior=sycophancy_type=ab_use_base_model=maybe_model_size=7b.json",
+        "results_layer=13_multiplier=1.0_behavior=sycophancy_type=ab_system_prompt=up_use_base_model=False_model_size=7b.json",
+        "layer=13_multiplier=1.0_behavior=sycophancy_type=ab_use_base_model=False_model_size=7b.json",
+        "results_layer=13_multiplier=1.0_behavior=sycophancy_type=ab_use_base_model=False_model_size=7b.txt",
+        "notes.json",
+    ],
+)
+def test_names_that_the_suite_does_not_write_are_refused(name: str) -> None:
+    with pytest.raises(UserError):
+        parse_result_name(name)
+
+
+@pytest.mark.parametrize("label", ["a/b", "..\\b", "a\nb", "x_seed=3", "x_layer=1", "x_use_base_model=True"])
+def test_a_label_that_leaves_the_folder_or_looks_like_a_key_is_refused(label: str) -> None:
+    with pytest.raises(UserError, match=r"cannot be written as a file name: .*; rename the model"):
+        _ = replace(PLAIN, model_size=None, model=label).result_name
