@@ -126,11 +126,12 @@ def single_layers(task: Task, behavior: str) -> list[int]:
         return []
     plain, files = conditions[0], task.files[behavior]
     swept = set(task.multipliers(layers, plain))
-    return [
-        layer
-        for layer in layers
-        if set(files.multipliers(plain, layer)) - swept or any(files.multipliers(c, layer) for c in conditions[1:])
-    ]
+
+    def has_more(layer: int) -> bool:
+        beyond_the_sweep = not task.args.multipliers and set(files.multipliers(plain, layer)) - swept
+        return bool(beyond_the_sweep) or any(files.multipliers(condition, layer) for condition in conditions[1:])
+
+    return [layer for layer in layers if has_more(layer)]
 
 
 def prompt_conditions(task: Task, behavior: str) -> list[Condition]:
