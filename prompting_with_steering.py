@@ -95,6 +95,8 @@ def run(args: argparse.Namespace) -> int:
     _check_arguments(args)
     config = load_config(choice)
     layers = check_layers(args.layers, config.num_hidden_layers, choice.label)
+    if args.override_vector is not None and args.override_vector_model is None:
+        check_layers([args.override_vector], config.num_hidden_layers, choice.label, "--override_vector")
     sweeps = [plan_sweep(args, paths, choice, behavior, layers) for behavior in args.behaviors]
     if not args.overwrite:
         for sweep in sweeps:

@@ -126,7 +126,7 @@ def data_paths(args: argparse.Namespace) -> DataPaths:
     return DataPaths(args.root)
 
 
-def check_layers(requested: Sequence[int] | None, n_layers: int, model_label: str) -> list[int]:
+def check_layers(requested: Sequence[int] | None, n_layers: int, model_label: str, flag: str = "--layers") -> list[int]:
     """The requested layers, sorted and without repeats; all where none were named.
 
     Raises:
@@ -136,7 +136,7 @@ def check_layers(requested: Sequence[int] | None, n_layers: int, model_label: st
     outside = [layer for layer in layers if layer >= n_layers]
     if outside:
         named = ", ".join(map(str, outside))
-        raise UserError(f"--layers {named}: {model_label} has layers 0 to {n_layers - 1}")
+        raise UserError(f"{flag} {named}: {model_label} has layers 0 to {n_layers - 1}")
     return layers
 
 
