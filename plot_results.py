@@ -6,6 +6,7 @@ Makes every figure for which there are results (the flags narrow that down):
   several layers  effect by layer; steerability by layer; the sweep over behaviors
   transfer        vectors of another layer or model against the model's own
   fine-tuned      fine-tuned weights against the original ones
+  cross-behavior  vectors of one behavior on the A/B questions of the others
   TruthfulQA and MMLU also by category; open-ended answers by the judge's score
 Multiplier 0 is no steering and so is shared by all layers.
 
@@ -140,7 +141,7 @@ def how_to_make(args: argparse.Namespace, choice: ModelChoice) -> str:
 
 def plot(task: "Task") -> None:
     """Every figure of one kind of results, or those that the flags ask for; then the summary."""
-    from utils import result_plots, variation_plots
+    from utils import cross_behavior, result_plots, variation_plots
 
     if task.args.override_weights:
         variation_plots.plot_finetuned(task)
@@ -151,6 +152,7 @@ def plot(task: "Task") -> None:
         result_plots.plot_single_layers(task)
         if task.result_type == "ab":
             result_plots.plot_steerabilities(task)
+            cross_behavior.plot_cross_behavior(task)
         variation_plots.plot_transfers(task)
         variation_plots.plot_finetuned(task)
     for line in task.missing.lines():

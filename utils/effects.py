@@ -110,7 +110,7 @@ def evaluation_command(
     words += ["--layers", *map(str, layers)] if layers else []
     words += ["--multipliers", *(f"{value:g}" for value in multipliers)] if multipliers else []
     words += ["--type", like.type, *shlex.split(choice.command_flags)]
-    for key in ("system_prompt", "override_vector", "override_vector_model"):
+    for key in ("system_prompt", "override_vector", "override_vector_model", "vector_behavior"):
         if (value := getattr(like, key)) is not None:
             words += [f"--{key}", str(value)]
     if like.steer_positions != "end_of_prompt":
