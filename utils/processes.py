@@ -8,6 +8,8 @@ import os
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
+from utils.errors import UserError
+
 if TYPE_CHECKING:
     import torch
     from accelerate import PartialState
@@ -57,6 +59,13 @@ def from_main(value: T) -> T:
 
 @cache
 def _state() -> "PartialState":
+    import torch
     from accelerate import PartialState
 
-    return PartialState()
+    state = PartialState(cpu=not torch.cuda.is_available())
+    if state.num_processes != count():
+        raise UserError(
+            f"{count()} processes were started, but they do not find each other ({state.num_processes} did); "
+            "start them with: accelerate launch, or torchrun"
+        )
+    return state
