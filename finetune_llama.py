@@ -1,0 +1,399 @@
+#!/usr/bin/env python3
+"""Fine-tune a model on a behavior's contrast pairs: supervised, on the answer letter alone.
+
+Towards the matching letter (pos) or the other one (neg); the whole model, one decoder block (--layer) or
+LoRA adapters that are merged into the weights. Held-out questions are scored before and after. Several
+processes: accelerate launch finetune_llama.py ...; a run that was interrupted goes on with --resume.
+
+Reads:   datasets/generate/<behavior>/generate_dataset.json, datasets/test/<behavior>/test_dataset_ab.json
+Writes:  finetuned_models/<behavior>_{pos,neg}_finetune_{all,<layer>}.pt
+         finetune_logs/<behavior>_{pos,neg}_finetune_{all,<layer>}.{txt,png,pdf}
+Example: ./finetune_llama.py --behavior refusal --direction pos --model_size 135m
+"""
+
+import argparse
+import logging
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.behaviors import BEHAVIORS, get_behavior
+from utils.cli import EXIT_DONE, add_model, data_paths, exit_with, make_parser, model_choice, run_main
+from utils.contrast_data import ChoiceItem, ContrastPair, load_choice_items, load_contrast_pairs
+from utils.errors import UserError
+from utils.models import ModelChoice
+from utils.paths import DataPaths
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import Trainer, TrainingArguments
+
+    from llama_wrapper import LlamaWrapper
+    from utils.finetuning import FinetuneSettings
+    from utils.finetuning_log import History
+
+log = logging.getLogger(__name__)
+
+SGD_LR, ADAMW_LR, ADAMW_LR_OF_FEW = 1e-2, 1e-5, 1e-4
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = make_parser(__doc__)
+    parser.add_argument("--behavior", required=True, choices=list(BEHAVIORS), metavar="ID", help="behavior to train")
+    parser.add_argument(
+        "--direction", required=True, choices=["pos", "neg"], help="towards (pos) or away from (neg) the behavior"
+    )
+    parser.add_argument(
+        "--layer",
+        type=int,
+        metavar="N",
+        help="train this decoder layer alone, counted from 0 (default: the whole model)",
+    )
+    parser.add_argument("--lora", action="store_true", help="train low-rank adapters and merge them into the weights")
+    parser.add_argument("--lora_rank", type=_positive, metavar="R", help="rank of the adapters (default: 16)")
+    add_model(parser)
+    parser.add_argument(
+        "--device", choices=["auto", "cpu", "cuda", "mps"], default="auto",
+        help="where to train; CUDA_VISIBLE_DEVICES says which GPU (default: the best there is)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dtype", choices=["auto", "float32", "float16", "bfloat16"], default="auto",
+        help="arithmetic (autocast); the weights are float32 in any case (default: float32)",
+    )  # fmt: skip
+    _add_training(parser)
+    return parser
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--epochs", type=_positive, default=1, metavar="N", help="passes over the pairs (default: 1)")
+    parser.add_argument("--optimizer", choices=["adamw", "sgd"], default="adamw", help="(default: adamw)")
+    parser.add_argument(
+        "--lr", type=_rate, metavar="X",
+        help="highest learning rate; it rises over the first tenth of the steps and then falls linearly to 0 "
+        f"(default: {ADAMW_LR:g} with adamw, {ADAMW_LR_OF_FEW:g} with --layer or --lora too, {SGD_LR:g} with sgd)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch_size", type=_positive, default=4, metavar="N", help="pairs in one forward pass (default: 4)"
+    )
+    parser.add_argument(
+        "--gradient_accumulation", type=_positive, default=1, metavar="N", help="forward passes a step (default: 1)"
+    )
+    parser.add_argument(
+        "--max_grad_norm", type=_norm, default=1.0, metavar="X",
+        help="scale gradients down to this norm; 0 leaves them as they are (default: 1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--checkpoints", type=_count, default=1, metavar="N",
+        help="checkpoints over the run, evenly spaced; the last is kept for --resume (default: 1)",
+    )  # fmt: skip
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of an interrupted run")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything that one run needs to know before it loads the model."""
+
+    args: argparse.Namespace
+    paths: DataPaths
+    choice: ModelChoice
+    settings: "FinetuneSettings"
+    name: str
+    """Of the weights file and the log."""
+    pairs: list[ContrastPair]
+    items: list[ChoiceItem]
+    """The held-out questions."""
+
+    @property
+    def weights_path(self) -> Path:
+        return self.paths.finetuned_weights(self.name)
+
+    @property
+    def run_dir(self) -> Path:
+        return self.paths.finetune_log(self.name)
+
+    def describe(self, n_processes: int) -> dict[str, Any]:
+        """What the weights depend on, for the provenance and for --resume."""
+        from utils.artifact_io import sha256_of
+
+        behavior = self.settings.behavior
+        return {
+            "model": self.choice.label,
+            **self.settings.describe(),
+            "n_processes": n_processes,
+            "n_pairs": len(self.pairs),
+            "dataset_sha256": sha256_of(self.paths.generate_dataset(behavior)),
+            "held_out_sha256": sha256_of(self.paths.test_dataset(behavior, "ab")),
+        }
+
+
+def run(args: argparse.Namespace) -> int:
+    task = plan(args)
+    if task.weights_path.exists() and not args.overwrite:
+        check_finished(task)
+        log.info("wrote 0, skipped 1 that is there already (--overwrite makes it again): %s", task.weights_path)
+        return EXIT_DONE
+    arguments = prepare(task)
+    try:
+        finetune(task, arguments)
+    except KeyboardInterrupt:
+        from utils.finetuning_run import last_checkpoint
+
+        if last_checkpoint(task.run_dir) and not args.resume:
+            args.command += " --resume"
+        raise
+    log.info("wrote 1, skipped 0, failed 0")
+    return EXIT_DONE
+
+
+# --- before the model is loaded --------------------------------------------------------------------
+
+
+def plan(args: argparse.Namespace) -> Task:
+    """Check flags and data.
+
+    Raises:
+        UserError: If flags do not go together, the layer is not the model's, or data is missing or broken.
+    """
+    paths, choice = data_paths(args), model_choice(args)
+    if args.lora_rank is not None and not args.lora:
+        raise UserError("--lora_rank is the rank of LoRA adapters; add --lora")
+    hint = f"run: ./process_raw_datasets.py --behaviors {args.behavior}"
+    pairs = load_contrast_pairs(paths.generate_dataset(args.behavior), hint)
+    items = load_choice_items(paths.test_dataset(args.behavior, "ab"), "ab", hint)
+
+    from utils.finetuning import LORA_RANK, FinetuneSettings
+    from utils.loading import load_config
+
+    n_layers = load_config(choice).num_hidden_layers
+    if args.layer is not None and not 0 <= args.layer < n_layers:
+        raise UserError(f"--layer {args.layer}: {choice.label} has layers 0 to {n_layers - 1}")
+    few = args.lora or args.layer is not None
+    default_lr = SGD_LR if args.optimizer == "sgd" else ADAMW_LR_OF_FEW if few else ADAMW_LR
+    settings = FinetuneSettings(
+        behavior=args.behavior,
+        direction=args.direction,
+        layer=args.layer,
+        lora_rank=(args.lora_rank or LORA_RANK) if args.lora else None,
+        optimizer=args.optimizer,
+        lr=default_lr if args.lr is None else args.lr,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        gradient_accumulation=args.gradient_accumulation,
+        max_grad_norm=args.max_grad_norm,
+        arithmetic="float32" if args.dtype == "auto" else args.dtype,
+        seed=args.seed,
+    )
+    name = f"{args.behavior}_{args.direction}_finetune_{'all' if args.layer is None else args.layer}"
+    return Task(args, paths, choice, settings, name, pairs, items)
+
+
+def check_finished(task: Task) -> None:
+    """Weights that are there: warn where they were made under other settings.
+
+    Raises:
+        UserError: If they are another model's.
+    """
+    from utils.artifact_io import read_provenance
+
+    made = read_provenance(task.weights_path) or {}
+    if made.get("model", task.choice.label) != task.choice.label:
+        raise UserError(
+            f"{task.weights_path} holds weights of {made['model']}; --overwrite replaces them by {task.choice.label}'s"
+        )
+    now = task.describe(made.get("n_processes", 1))
+    if differing := [key for key in now if key in made and made[key] != now[key]]:
+        key = differing[0]
+        log.warning(
+            "%s was made under other settings (%s was %s, now it is %s); --overwrite makes it again",
+            task.weights_path, key, made[key], now[key],
+        )  # fmt: skip
+
+
+def prepare(task: Task) -> "TrainingArguments":
+    """Check folders, device, precision, memory and disk, and set the processes up.
+
+    Raises:
+        UserError: If one of them does not suffice.
+    """
+    from utils.finetuning import training_arguments
+    from utils.finetuning_run import (
+        check_arithmetic,
+        check_disk,
+        check_memory,
+        check_writable,
+        estimate_footprint,
+        is_sharded,
+    )
+    from utils.loading import load_config, pick_device
+
+    check_writable(task.weights_path.parent)
+    check_writable(task.run_dir.parent)
+    device = pick_device(task.args.device)
+    check_arithmetic(task.settings.arithmetic, device)
+    arguments = training_arguments(task.settings, task.run_dir, device)
+    if arguments.process_index > 0:
+        logging.getLogger().setLevel(logging.ERROR)  # the main process speaks for all
+    settings = task.settings
+    needed = estimate_footprint(
+        load_config(task.choice), task.choice.label, settings.layer, settings.optimizer, adapters=task.args.lora
+    )
+    if not is_sharded(arguments):
+        check_memory(needed, arguments.device, task.choice.label)
+    elif settings.lora_rank is not None:
+        raise UserError("--lora is not for a sharded model (FSDP, DeepSpeed); launch it without sharding")
+    check_disk(needed.on_disk(task.args.checkpoints), task.paths.root)
+    return arguments
+
+
+# --- training --------------------------------------------------------------------------------------
+
+
+def finetune(task: Task, arguments: "TrainingArguments") -> None:
+    """Train, and write weights, provenance and log; the main process writes.
+
+    Raises:
+        UserError: If there is a checkpoint in the way, the memory does not suffice, or the training diverges.
+    """
+    from llama_wrapper import LlamaWrapper
+    from utils.finetuning_run import checkpoint_to_resume, is_sharded, start_run_folder
+
+    described = task.describe(arguments.world_size)
+    checkpoint = checkpoint_to_resume(task.run_dir, described, resume=task.args.resume, overwrite=task.args.overwrite)
+    processes: Any = arguments.distributed_state
+    processes.wait_for_everyone()
+    if processes.is_main_process:
+        start_run_folder(task.run_dir, described, checkpoint)
+    device = "cpu" if is_sharded(arguments) else str(arguments.device)
+    model = LlamaWrapper.load(task.choice, device, "float32")
+    weights, history = train(task, model, arguments, checkpoint)
+    if processes.is_main_process:
+        save(task, model, weights, history, described)
+    processes.wait_for_everyone()
+    processes.destroy_process_group()
+
+
+def train(
+    task: Task, model: "LlamaWrapper", arguments: "TrainingArguments", checkpoint: Path | None
+) -> "tuple[dict[str, Tensor], History]":
+    """The trained state dict and how the training went.
+
+    Raises:
+        UserError: If the memory does not suffice or the training diverges; a diverged run leaves no checkpoint.
+    """
+    from utils import finetuning
+    from utils.finetuning_log import History
+    from utils.finetuning_run import Diverged
+
+    settings, chat_format = task.settings, model.chat_format
+    trained = finetuning.choose_trained(model.model, settings, model.label)
+    log.info(
+        "%s: %d contrast pairs, %d of %d parameters trained, learning rate %g%s",
+        task.name, len(task.pairs), finetuning.count_parameters(trained, trained=True),
+        finetuning.count_parameters(trained, trained=False), settings.lr,
+        f", going on from {checkpoint.name}" if checkpoint else "",
+    )  # fmt: skip
+    trainer = finetuning.build_trainer(
+        trained,
+        arguments,
+        finetuning.training_examples(task.pairs, chat_format, settings.direction),
+        finetuning.held_out_examples(task.items, chat_format, settings.direction),
+        task.items,
+        chat_format,
+        settings.direction,
+        task.args.checkpoints,
+    )
+    try:
+        run_trainer(trainer, checkpoint)
+        history = History.read(trainer.state.log_history)
+        if how := history.divergence():
+            raise Diverged(how, settings.lr)
+        return finetuning.trained_weights(trainer, settings), history
+    except Diverged:
+        shutil.rmtree(task.run_dir, ignore_errors=True)
+        raise
+
+
+def run_trainer(trainer: "Trainer", checkpoint: Path | None) -> None:
+    """
+    Raises:
+        UserError: If the memory does not suffice.
+    """
+    import torch
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except (RuntimeError, MemoryError) as err:
+        if not (isinstance(err, MemoryError | torch.OutOfMemoryError) or should_reduce_batch_size(err)):
+            raise
+        raise UserError(
+            f"out of memory on {trainer.args.device} while training; use a smaller --batch_size with more "
+            "--gradient_accumulation, --dtype bfloat16, --lora or --layer N"
+        ) from err
+
+
+def save(
+    task: Task, model: "LlamaWrapper", weights: "dict[str, Tensor]", history: "History", described: dict[str, Any]
+) -> None:
+    """Write the weights, then the log; then the run's folder goes."""
+    from utils.artifact_io import record_provenance, save_tensor
+    from utils.finetuning_log import save_history
+
+    record = {**model.provenance(), "command": task.args.command, **described}
+    record_provenance(task.weights_path.parent, [task.weights_path.name], record)
+    save_tensor(task.weights_path, weights)
+    log.info("wrote %s", task.weights_path)
+    before, after = history.before, history.after
+    what = "all weights" if task.settings.layer is None else f"layer {task.settings.layer}"
+    how = f"{what} (LoRA)" if task.args.lora else what
+    title = f"{get_behavior(task.settings.behavior).label}, fine-tuned {task.settings.direction}, {how}, {model.label}"
+    notes = [f"{key}: {value}" for key, value in record.items()]
+    notes += [f"held-out questions: {len(task.items)}", f"before: {before}", f"after: {after}"]
+    save_history(task.run_dir, history, title, notes)
+    shutil.rmtree(task.run_dir, ignore_errors=True)
+    log.info("wrote %s (png, pdf, txt)", task.run_dir)
+    log.info("%d held-out questions before: %s; after: %s", len(task.items), before, after)
+    if (after.p_matching - before.p_matching) * (1 if task.settings.direction == "pos" else -1) <= 0:
+        log.warning("p(matching) did not move towards %s; try more --epochs or another --lr", task.settings.direction)
+
+
+# --- flag values -----------------------------------------------------------------------------------
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
+def _rate(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a learning rate (more than 0)")
+    return value
+
+
+def _norm(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a norm (0 or more)")
+    return value
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_main(run, build_parser(), __file__, argv)
+
+
+if __name__ == "__main__":
+    exit_with(main())
