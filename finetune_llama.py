@@ -3,7 +3,7 @@
 
 Towards the matching letter (pos) or the other one (neg); the whole model, one decoder block (--layer) or
 LoRA adapters that are merged into the weights. Held-out questions are scored before and after. Several
-processes: accelerate launch finetune_llama.py ...; a run that was interrupted goes on with --resume.
+processes: accelerate launch finetune_llama.py ...; a run that was interrupted goes on when it is started again.
 
 Reads:   datasets/generate/<behavior>/generate_dataset.json, datasets/test/<behavior>/test_dataset_ab.json
 Writes:  finetuned_models/<behavior>_{pos,neg}_finetune_{all,<layer>}.pt
@@ -16,6 +16,7 @@ import logging
 import math
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,9 +88,13 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--checkpoints", type=_count, default=1, metavar="N",
-        help="checkpoints over the run, evenly spaced; the last is kept for --resume (default: 1)",
+        help="checkpoints over the run, evenly spaced; an interrupted run goes on from the last (default: 1)",
     )  # fmt: skip
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of an interrupted run")
+    parser.add_argument(
+        "--resume", action="store_true",
+        help="fail where no interrupted run left a checkpoint (default: then start at the beginning); "
+        "with --overwrite: go on from it instead of dropping it",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -114,8 +119,12 @@ class Task:
     def run_dir(self) -> Path:
         return self.paths.finetune_log(self.name)
 
+    @property
+    def is_finished(self) -> bool:
+        return self.weights_path.exists() and not self.args.overwrite
+
     def describe(self, n_processes: int) -> dict[str, Any]:
-        """What the weights depend on, for the provenance and for --resume."""
+        """What the weights depend on, for the provenance and for going on from a checkpoint."""
         from utils.artifact_io import sha256_of
 
         behavior = self.settings.behavior
@@ -131,20 +140,11 @@ class Task:
 
 def run(args: argparse.Namespace) -> int:
     task = plan(args)
-    if task.weights_path.exists() and not args.overwrite:
+    if task.is_finished or not finetune(task, prepare(task)):
         check_finished(task)
         log.info("wrote 0, skipped 1 that is there already (--overwrite makes it again): %s", task.weights_path)
-        return EXIT_DONE
-    arguments = prepare(task)
-    try:
-        finetune(task, arguments)
-    except KeyboardInterrupt:
-        from utils.finetuning_run import last_checkpoint
-
-        if last_checkpoint(task.run_dir) and not args.resume:
-            args.command += " --resume"
-        raise
-    log.info("wrote 1, skipped 0, failed 0")
+    else:
+        log.info("wrote 1, skipped 0, failed 0")
     return EXIT_DONE
 
 
@@ -197,7 +197,9 @@ def check_finished(task: Task) -> None:
         UserError: If they are another model's.
     """
     from utils.artifact_io import read_provenance
+    from utils.finetuning_run import forget_finished
 
+    forget_finished(task.run_dir, task.weights_path)
     made = read_provenance(task.weights_path) or {}
     if made.get("model", task.choice.label) != task.choice.label:
         raise UserError(
@@ -251,28 +253,38 @@ def prepare(task: Task) -> "TrainingArguments":
 # --- training --------------------------------------------------------------------------------------
 
 
-def finetune(task: Task, arguments: "TrainingArguments") -> None:
+def finetune(task: Task, arguments: "TrainingArguments") -> bool:
     """Train, and write weights, provenance and log; the main process writes.
+
+    Returns:
+        False where another run has written the weights meanwhile.
 
     Raises:
         UserError: If there is a checkpoint in the way, the memory does not suffice, or the training diverges.
     """
     from llama_wrapper import LlamaWrapper
+    from utils.artifact_io import held_file
     from utils.finetuning_run import checkpoint_to_resume, is_sharded, start_run_folder
 
-    described = task.describe(arguments.world_size)
-    checkpoint = checkpoint_to_resume(task.run_dir, described, resume=task.args.resume, overwrite=task.args.overwrite)
+    args, described = task.args, task.describe(arguments.world_size)
     processes: Any = arguments.distributed_state
-    processes.wait_for_everyone()
-    if processes.is_main_process:
-        start_run_folder(task.run_dir, described, checkpoint)
-    device = "cpu" if is_sharded(arguments) else str(arguments.device)
-    model = LlamaWrapper.load(task.choice, device, "float32")
-    weights, history = train(task, model, arguments, checkpoint)
-    if processes.is_main_process:
-        save(task, model, weights, history, described)
-    processes.wait_for_everyone()
-    processes.destroy_process_group()
+    is_main = processes.is_main_process
+    with held_file(task.run_dir / f"{task.name}.lock") if is_main else nullcontext():
+        processes.wait_for_everyone()
+        if task.is_finished:
+            return False
+        checkpoint = checkpoint_to_resume(task.run_dir, described, resume=args.resume, overwrite=args.overwrite)
+        processes.wait_for_everyone()
+        if is_main:
+            start_run_folder(task.run_dir, described, checkpoint)
+        device = "cpu" if is_sharded(arguments) else str(arguments.device)
+        model = LlamaWrapper.load(task.choice, device, "float32")
+        weights, history = train(task, model, arguments, checkpoint)
+        if is_main:
+            save(task, model, weights, history, described)
+        processes.wait_for_everyone()
+        processes.destroy_process_group()
+    return True
 
 
 def train(
@@ -338,14 +350,12 @@ def run_trainer(trainer: "Trainer", checkpoint: Path | None) -> None:
 def save(
     task: Task, model: "LlamaWrapper", weights: "dict[str, Tensor]", history: "History", described: dict[str, Any]
 ) -> None:
-    """Write the weights, then the log; then the run's folder goes."""
+    """Write the log, then the weights, which say that all is there; then the run's folder goes."""
     from utils.artifact_io import record_provenance, save_tensor
     from utils.finetuning_log import save_history
 
     record = {**model.provenance(), "command": task.args.command, **described}
     record_provenance(task.weights_path.parent, [task.weights_path.name], record)
-    save_tensor(task.weights_path, weights)
-    log.info("wrote %s", task.weights_path)
     before, after = history.before, history.after
     what = "all weights" if task.settings.layer is None else f"layer {task.settings.layer}"
     how = f"{what} (LoRA)" if task.args.lora else what
@@ -353,8 +363,10 @@ def save(
     notes = [f"{key}: {value}" for key, value in record.items()]
     notes += [f"held-out questions: {len(task.items)}", f"before: {before}", f"after: {after}"]
     save_history(task.run_dir, history, title, notes)
-    shutil.rmtree(task.run_dir, ignore_errors=True)
     log.info("wrote %s (png, pdf, txt)", task.run_dir)
+    save_tensor(task.weights_path, weights)
+    log.info("wrote %s", task.weights_path)
+    shutil.rmtree(task.run_dir, ignore_errors=True)
     log.info("%d held-out questions before: %s; after: %s", len(task.items), before, after)
     if (after.p_matching - before.p_matching) * (1 if task.settings.direction == "pos" else -1) <= 0:
         log.warning("p(matching) did not move towards %s; try more --epochs or another --lr", task.settings.direction)

@@ -335,7 +335,7 @@ def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one(
     # what a kill while the next checkpoint was written would leave
     torn = shutil.copytree(run_dir / f"checkpoint-{resumed_from}", run_dir / "checkpoint-14")
     (torn / "trainer_state.json").write_text('{"global_step": 14, ')
-    assert finetune(parity_root, *LONG, "--resume") == 0
+    assert finetune(parity_root, *LONG) == 0
     assert f"going on from checkpoint-{resumed_from}" in capfd.readouterr().err
     whole, resumed = saved_weights(uninterrupted), saved_weights(parity_root)
     assert changed(whole, resumed) == set()
@@ -343,18 +343,19 @@ def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one(
     assert not run_dir.exists()
 
 
-def test_an_interruption_says_how_to_go_on(
+def test_a_checkpoint_of_another_run_is_neither_taken_nor_lost(
     parity_root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    assert finetune(parity_root, *LONG, "--resume") == 2
+    [line] = error_lines(capfd.readouterr().err)
+    assert "--resume: there is no checkpoint in " in line
     with monkeypatch.context() as patch:
         fail_at(patch, 7, KeyboardInterrupt())
         assert finetune(parity_root, *LONG) == 130
-    assert capfd.readouterr().err.rstrip().endswith(" --resume")
+    [line] = [line for line in capfd.readouterr().err.splitlines() if "interrupted" in line]
+    assert "finished work is saved; to go on, run: " in line
     left = snapshot(parity_root)
-    assert finetune(parity_root, *LONG) == 2
-    [line] = error_lines(capfd.readouterr().err)
-    assert "checkpoint-4 is left from a run that did not end; add --resume to go on from it, or --overwrite" in line
-    assert finetune(parity_root, *LONG, "--resume", "--seed", "1") == 2
+    assert finetune(parity_root, *LONG, "--seed", "1") == 2
     [line] = error_lines(capfd.readouterr().err)
     assert "belongs to another run: seed was 0, now it is 1" in line
     assert snapshot(parity_root) == left
@@ -363,6 +364,19 @@ def test_an_interruption_says_how_to_go_on(
     assert set(snapshot(parity_root / "finetune_logs")) == {
         f"refusal_pos_finetune_all.{suffix}" for suffix in ("png", "pdf", "txt")
     }
+
+
+def test_what_a_kill_behind_the_weights_leaves_goes_but_not_the_folder_of_a_later_run(tmp_path: Path) -> None:
+    run_dir, weights = tmp_path / "log" / "run", tmp_path / "weights.pt"
+    run_dir.mkdir(parents=True)
+    (run_dir / finetuning_run.RUN_NAME).touch()
+    weights.touch()
+    os.utime(weights, ns=(1, 1))
+    finetuning_run.forget_finished(run_dir, weights)
+    assert run_dir.exists()
+    weights.touch()
+    finetuning_run.forget_finished(run_dir, weights)
+    assert not run_dir.exists()
 
 
 # --- failures --------------------------------------------------------------------------------------

@@ -174,19 +174,15 @@ def checkpoint_to_resume(run_dir: Path, run: dict[str, Any], *, resume: bool, ov
         overwrite: --overwrite.
 
     Raises:
-        UserError: If there is a checkpoint that nobody asked to go on from or to drop, or one of another run.
+        UserError: If there is a checkpoint of another run that nobody asked to drop, or none but --resume.
     """
     last = last_checkpoint(run_dir)
     if last is None:
         if resume:
-            log.info("no checkpoint in %s; starting at the beginning", run_dir)
+            raise UserError(f"--resume: there is no checkpoint in {run_dir}; leave --resume out")
         return None
-    if not resume:
-        if overwrite:
-            return None
-        raise UserError(
-            f"{last} is left from a run that did not end; add --resume to go on from it, or --overwrite to start again"
-        )
+    if overwrite and not resume:
+        return None
     begun = read_json(run_dir / RUN_NAME, "add --overwrite to start again")
     differing = [key for key in {**run, **begun} if run.get(key) != begun.get(key)]
     if differing:
@@ -196,6 +192,13 @@ def checkpoint_to_resume(run_dir: Path, run: dict[str, Any], *, resume: bool, ov
             "give the same settings, or --overwrite without --resume to start again"
         )
     return last
+
+
+def forget_finished(run_dir: Path, weights_path: Path) -> None:
+    """Remove the folder of a run that was killed when its weights were written; not that of a later run."""
+    begun = run_dir / RUN_NAME
+    if not begun.exists() or begun.stat().st_mtime_ns < weights_path.stat().st_mtime_ns:
+        shutil.rmtree(run_dir, ignore_errors=True)
 
 
 def start_run_folder(run_dir: Path, run: dict[str, Any], resumed: Path | None) -> None:
