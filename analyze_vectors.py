@@ -12,8 +12,12 @@ Writes:  analysis/<behavior>/cosine_between_layers_<model>
          analysis/cosine_chat_and_base_<model>_<base model>
          analysis/vector_norms_<model>                       before and after normalisation
          each as .png, .pdf, and its numbers as .txt; with --layers or --behaviors these are in the name
+         analysis/<behavior>/decoded_tokens_<model>          with --decode: .png, .pdf, .txt
+         analysis/<behavior>/tokens_layer=<layer>_<model>_<prompt>  with --prompt: .html, .txt
 Example: ./analyze_vectors.py
          ./analyze_vectors.py --model_size 135m --layers 10 15 20
+         ./analyze_vectors.py --model_size 135m --decode
+         ./analyze_vectors.py --model_size 135m --prompt "Is the earth flat?" --layer 13 --behavior sycophancy
 
 A figure is made again when its numbers are no longer those of the text beside it.
 """
@@ -25,6 +29,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from utils import inside_reports
 from utils.behaviors import BEHAVIORS
 from utils.cli import (
     EXIT_DONE,
@@ -60,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_behaviors(parser)
     add_layers(parser, default="those that are there")
     add_model_filter(parser)
+    inside_reports.add_arguments(parser)
     return parser
 
 
@@ -73,6 +79,8 @@ class ModelVectors:
 
 
 def run(args: argparse.Namespace) -> int:
+    if inside_reports.asked_for(args):
+        return inside_reports.run(args)
     paths = data_paths(args)
     models = load_models(args, paths)
     for vectors in models.values():

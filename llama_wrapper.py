@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ from utils.steering import RowSteering, Steering, capture_outputs
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from utils.inspection import IntermediateDecoding, TokenProjections, Transcript
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -157,6 +159,27 @@ class LlamaWrapper:
         with rows.applied(), capture_outputs(self.layers) as captured:
             self.model(input_ids=ids, use_cache=False, logits_to_keep=1)
         return torch.stack([captured[layer][0].cpu() for layer in range(self.n_layers)])
+
+    def token_projections(
+        self, transcript: "Transcript", layer: int, vector: Tensor, steering: Steering | None = None
+    ) -> "TokenProjections":
+        """Cosine and dot product of every token's residual stream with a vector; see `inspection.project_tokens`."""
+        from utils.inspection import project_tokens
+
+        return project_tokens(self, transcript, layer, vector, steering)
+
+    def intermediate_decoding(
+        self,
+        transcript: "Transcript",
+        layers: Sequence[int] | None = None,
+        positions: Sequence[int] | None = None,
+        steering: Steering | None = None,
+        **options: Any,
+    ) -> "IntermediateDecoding":
+        """Likely next tokens by the inside of the blocks; see `inspection.decode_intermediate`."""
+        from utils.inspection import decode_intermediate
+
+        return decode_intermediate(self, transcript, layers, positions, steering, **options)
 
     def answer_activations(
         self, pairs: Sequence[ContrastPair], layers: Sequence[int], batch_size: int | None = None

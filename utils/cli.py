@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import io
 import logging
 import math
 import os
@@ -17,6 +18,7 @@ from utils.behaviors import BEHAVIORS
 from utils.errors import UserError
 from utils.models import MODEL_SIZES, ModelChoice, choose_model
 from utils.paths import REPOSITORY, DataPaths
+from utils.redaction import one_line, printable, redact
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +80,8 @@ def add_model_filter(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--use_base_model", action="store_true", help="with --model_size: the base model's vectors")
 
 
-def add_compute(parser: argparse.ArgumentParser) -> None:
-    """Flags that say how a model is run."""
+def add_device(parser: argparse._ActionsContainer) -> None:
+    """Flags that say where a model is run."""
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, ... (default: the best there is)")
     parser.add_argument(
         "--device_map", choices=["auto"], help="auto: split one model over all GPUs (default: one device)"
@@ -88,6 +90,11 @@ def add_compute(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=["auto", "float32", "float16", "bfloat16"], default="auto",
         help="weights and arithmetic (default: float32, but float16 for 13b and 70b on a GPU)",
     )  # fmt: skip
+
+
+def add_compute(parser: argparse.ArgumentParser) -> None:
+    """Flags that say how a model is run."""
+    add_device(parser)
     parser.add_argument(
         "--batch_size", type=_batch_size, default="auto", metavar="N",
         help="questions or pairs in one forward pass (default: auto, from the free memory)",
@@ -152,17 +159,13 @@ def run_main(
     argv: Sequence[str] | None,
 ) -> int:
     """Parse, set up logging, run, and turn what users can mend into one line and an exit code."""
+    _prepare_streams()
     try:
         args = parser.parse_args(argv)
     except SystemExit as stop:
         return int(stop.code or 0)
     args.command = command_line(script, argv)
-    level = logging.DEBUG if args.verbose else logging.INFO
-    logging.basicConfig(
-        level=level if processes.is_main() else logging.ERROR, format="%(message)s", stream=sys.stderr, force=True
-    )
-    for noisy in _NOISY_LIBRARIES:
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    _log_to_stderr(logging.DEBUG if args.verbose else logging.INFO)
     try:
         return run(args)
     except UserError as err:
@@ -179,12 +182,48 @@ def run_main(
     except KeyboardInterrupt:
         return _report(f"interrupted: finished work is saved; to go on, run: {args.command}", EXIT_INTERRUPTED, None)
     except BrokenPipeError:
-        sys.stderr.close()
         return EXIT_FAILED
     except OSError as err:
         if err.errno not in _FILE_ERRORS:
             raise
         return _report(f"error: {_describe_os_error(err)}", EXIT_FAILED, args)
+
+
+def _prepare_streams() -> None:
+    """Open closed standard streams on nothing, and let no character stop the output.
+
+    Else the next file that is opened takes a closed stream's number, and what a library prints ends up in it.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest free number: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115  for good
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _log_to_stderr(level: int) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_LineFormatter("%(message)s"))
+    logging.basicConfig(level=level if processes.is_main() else logging.ERROR, handlers=[handler], force=True)
+    for noisy in _NOISY_LIBRARIES:
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+class _LineFormatter(logging.Formatter):
+    """One line a message, whatever names and texts of files are in it, and no secret in it or in a traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  overrides
+        return one_line(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802  overrides
+        return printable(super().formatException(ei))
 
 
 _FILE_ERRORS = {
@@ -199,7 +238,7 @@ _NOISY_LIBRARIES = (
 
 
 def _describe_os_error(err: OSError) -> str:
-    where = err.filename or "a file"
+    where = err.filename or "a file or standard output"
     advice = {
         errno.ENOSPC: "free some space and run again",
         errno.EDQUOT: "free some space and run again",
@@ -217,12 +256,30 @@ def _report(message: str, code: int, args: argparse.Namespace | None) -> int:
 
 def exit_with(code: int) -> NoReturn:
     """Leave the process with `code`; after Ctrl-C without waiting for libraries to wind down."""
+    code = _flush_stdout() or code
     logging.shutdown()
-    sys.stdout.flush()
     if code == EXIT_INTERRUPTED:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         os._exit(code)
     sys.exit(code)
+
+
+def _flush_stdout() -> int:
+    """Write out what is buffered; not 0 where that is lost."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has what it wanted, as `head -1` does
+        _drop_stdout()
+    except OSError as err:
+        log.error("error: standard output: %s", os.strerror(err.errno or 0))
+        _drop_stdout()
+        return EXIT_FAILED
+    return EXIT_DONE
+
+
+def _drop_stdout() -> None:
+    """What is still buffered goes nowhere, so that the interpreter does not fail over it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def progress(iterable: Any = None, **options: Any) -> Any:

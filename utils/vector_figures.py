@@ -202,7 +202,10 @@ def norms_figure(
     shown = np.concatenate([norms[norms > 0] for _, norms in norms_of])
     is_wide = shown.max() > 10 * shown.min()
     axes[0, 0].set_yscale("log" if is_wide else "linear")  # for all panels: they share the axis
-    if not is_wide:
+    if is_wide:
+        axes[0, 0].yaxis.set_major_formatter("{x:g}")  # the default writes powers as formulas
+        axes[0, 0].yaxis.set_minor_formatter("")
+    else:
         axes[0, 0].set_ylim(0, 1.05 * shown.max())
     axes[0, 0].set_ylabel(f"norm of the steering vector{' (log scale)' if is_wide else ''}")
     legend_below(figure, axes[0, 0])
