@@ -12,8 +12,10 @@ Multiplier 0 is no steering and so is shared by all layers.
 
 Reads:   results/<behavior>/results_....json, results/open_ended_scores/<behavior>/results_....json
 Writes:  analysis/ and analysis/<behavior>/: figures (.png, .pdf), their data (.txt), LaTeX rows (.tex)
+         with --report also analysis/report_....html: all of that and the answers side by side, in one page
 Example: ./plot_results.py --layers $(seq 0 31) --multipliers 1 --type ab
          ./plot_results.py --layers 13 --multipliers -1 -0.5 0 0.5 1 --behaviors sycophancy --type ab
+         ./plot_results.py --report
 """
 
 import argparse
@@ -22,7 +24,6 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from utils.behaviors import get_behavior
 from utils.cli import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -42,8 +43,7 @@ from utils.paths import DataPaths
 from utils.settings import RESULT_TYPES, ResultType
 
 if TYPE_CHECKING:
-    from utils.effects import Point
-    from utils.metrics import Estimate
+    from utils.report_answers import Answers
     from utils.result_plots import Task
 
 log = logging.getLogger(__name__)
@@ -71,6 +71,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--steer_positions", choices=["end_of_prompt", "all"], default="end_of_prompt",
         help="results steered from the end of the user's turn on, or at every token (default: end_of_prompt)",
     )  # fmt: skip
+    parser.add_argument(
+        "--report", action="store_true",
+        help="also write one HTML page to send around: numbers, figures with their data, open-ended answers side by "
+        "side, token positions, provenance (analysis/report_....html; opens from disk, needs no network)",
+    )  # fmt: skip
     return parser
 
 
@@ -82,15 +87,19 @@ def run(args: argparse.Namespace) -> int:
         for kind in ([args.type] if args.type else RESULT_TYPES)
         if (task := find_results(args, paths, choice, kind))
     ]
-    if not tasks:
+    answers = find_answers(args, paths, choice)
+    if not tasks and not answers:
         raise UserError(
-            f"no {args.type or ''} results of {choice.label} in {paths.results_dir}; " + how_to_make(args, choice)
+            f"no {f'{args.type} ' if args.type else ''}results of {choice.label} in {paths.results_dir}; "
+            + how_to_make(args, choice)
         )
     for task in tasks:
         plot(task)
-    if not any(task.n_written for task in tasks):
+    if not any(task.n_written for task in tasks) and not answers:
         raise UserError(f"nothing to plot: no results of {choice.label} as asked for; " + how_to_make(args, choice))
     log.info("wrote %d figures and tables to %s", sum(task.n_written for task in tasks), paths.analysis_dir)
+    if args.report:
+        write_page(args, paths, choice, tasks, answers)
     n_unreadable = sum(files.n_unreadable for task in tasks for files in task.files.values())
     return EXIT_FAILED if n_unreadable else EXIT_DONE
 
@@ -124,6 +133,25 @@ def find_results(
     return Task(args, paths, choice, result_type, found, Missing(choice)) if found else None
 
 
+def find_answers(args: argparse.Namespace, paths: DataPaths, choice: ModelChoice) -> "Answers | None":
+    """The open-ended answers for the page, scored or not; None where there are none or no page is wanted."""
+    if not args.report:
+        return None
+    from utils.report_answers import collect_answers
+
+    answers = collect_answers(args, paths, choice)
+    return answers if answers.files else None
+
+
+def write_page(
+    args: argparse.Namespace, paths: DataPaths, choice: ModelChoice, tasks: "Sequence[Task]", answers: "Answers | None"
+) -> None:
+    from utils.report import write_report
+    from utils.report_answers import Answers
+
+    write_report(args, paths, choice, tasks, answers or Answers())
+
+
 def how_to_make(args: argparse.Namespace, choice: ModelChoice) -> str:
     from dataclasses import replace
 
@@ -141,6 +169,17 @@ def how_to_make(args: argparse.Namespace, choice: ModelChoice) -> str:
 
 def plot(task: "Task") -> None:
     """Every figure of one kind of results, or those that the flags ask for; then the summary."""
+    from utils.figure_collection import keep_figures
+
+    with keep_figures(task.figures if task.args.report else None):
+        draw(task)
+    for line in task.missing.lines():
+        log.warning("%s", line)
+    if task.headline:
+        summarise(task)
+
+
+def draw(task: "Task") -> None:
     from utils import cross_behavior, result_plots, variation_plots
 
     if task.args.override_weights:
@@ -155,55 +194,19 @@ def plot(task: "Task") -> None:
             cross_behavior.plot_cross_behavior(task)
         variation_plots.plot_transfers(task)
         variation_plots.plot_finetuned(task)
-    for line in task.missing.lines():
-        log.warning("%s", line)
-    if task.headline:
-        summarise(task)
 
 
 def summarise(task: "Task") -> None:
     """Print each behavior's numbers at its best layer, and save them as text."""
-    from utils.effect_figures import Y_LABELS, effects_table
-    from utils.effects import layer_steerabilities
+    from utils.effect_figures import effects_table
+    from utils.headline import headline_lines, headline_of
     from utils.plotting import save_table
 
-    best = {behavior: best_layer(task.headline[behavior]) for behavior in task.files if behavior in task.headline}
-    stem = task.stem(task.plain(next(iter(best))), "layer", "multiplier", "behavior", prefix="headline_")
-    task.wrote([save_table(stem, effects_table([point for points in best.values() for point in points]))])
-    several = any(len({point.layer for point in points}) > 1 for points in task.headline.values())
-    lines = [f"{task.choice.label}, {task.result_type}: {Y_LABELS[task.result_type]}, mean [95% interval over items]"]
-    for behavior, points in best.items():
-        means = "   ".join(f"{point.multiplier:g}: {interval(point.mean)}" for point in points)
-        counts = points[0].mean
-        lines.append(
-            f"  {get_behavior(behavior).label}, layer {points[0].layer}, n={counts.n} of {counts.n_total}: {means}"
-        )
-        if changes := "   ".join(f"{p.multiplier:g}: {interval(p.change, 4)}" for p in points if p.change.exists):
-            lines.append(f"    change from multiplier 0: {changes}")
-        for at in layer_steerabilities(points, task.args.seed) if task.result_type == "ab" else ():
-            slope, anti = at.steerability.slope, at.steerability.anti_share
-            lines.append(
-                f"    steerability {interval(slope)} log-odds; moved against the steering: {interval(anti)} of items"
-            )
-    if several:
-        lines.append(
-            "  The layer is the one with the largest difference between the outer multipliers on these very items, "
-            "so its effect is an optimistic estimate."
-        )
-    sys.stdout.write("\n".join(lines) + "\n")
-
-
-def best_layer(points: "Sequence[Point]") -> "list[Point]":
-    """The points, at the outer multipliers and 0, of the layer where the outer ones differ most."""
-    by_layer: dict[int, dict[float, Point]] = {}
-    for point in points:
-        by_layer.setdefault(point.layer, {})[point.multiplier] = point
-    best = max(by_layer.values(), key=lambda at: at[max(at)].mean.value - at[min(at)].mean.value)
-    return [best[multiplier] for multiplier in sorted({min(best), 0.0, max(best)} & set(best))]
-
-
-def interval(estimate: "Estimate", digits: int = 3) -> str:
-    return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+    headline = headline_of(task)
+    settings = task.plain(headline.behaviors[0].behavior)
+    stem = task.stem(settings, "layer", "multiplier", "behavior", prefix="headline_")
+    task.wrote([save_table(stem, effects_table(headline.points))])
+    sys.stdout.write("\n".join(headline_lines(headline)) + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -99,13 +99,8 @@ class ChatFormat:
 
     def _prompt_text(self, question: str, system_prompt: str | None) -> tuple[str, str]:
         """The text up to the end of the user's turn, and what separates an answer from it."""
-        if self.name == "llama2":
-            system = f"<<SYS>>\n{system_prompt}\n<</SYS>>\n\n" if system_prompt is not None else ""
-            return f"{system}[INST] {question} [/INST]", " "
-        if self.name == "base":
-            if system_prompt is not None:
-                raise UserError("--system_prompt needs a chat model; base models have no place for one")
-            return f"Input: {question}\nResponse:", " "
+        if self.name != "template":
+            return write_prompt(self.name, question, system_prompt)
         return self._render_template(question, system_prompt), ""
 
     def _render_template(self, question: str, system_prompt: str | None) -> str:
@@ -116,18 +111,34 @@ class ChatFormat:
             messages.insert(0, {"role": "system", "content": system_prompt})
         try:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except TemplateError as err:
+        # the template comes with the checkpoint; jinja keeps it in a sandbox but not from failing
+        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as err:
             raise UserError(f"{self.model_label}: its chat template refuses this prompt: {err}") from err
         if not isinstance(text, str) or question not in text:
             raise UserError(f"{self.model_label}: its chat template does not contain the question as it was given")
         return text
 
 
-def _choose_format(tokenizer: "PreTrainedTokenizerBase", model_label: str, use_base_model: bool) -> PromptFormat:
+def write_prompt(name: Literal["llama2", "base"], question: str, system_prompt: str | None = None) -> tuple[str, str]:
+    """The text up to the end of the user's turn, and what separates an answer from it."""
+    if name == "llama2":
+        system = f"<<SYS>>\n{system_prompt}\n<</SYS>>\n\n" if system_prompt is not None else ""
+        return f"{system}[INST] {question} [/INST]", " "
+    if system_prompt is not None:
+        raise UserError("--system_prompt needs a chat model; base models have no place for one")
+    return f"Input: {question}\nResponse:", " "
+
+
+def fixed_format(model_label: str, use_base_model: bool) -> Literal["llama2", "base"] | None:
+    """The model's format where it needs no chat template."""
     if use_base_model:
         return "base"
-    if "llama-2" in model_label.lower():
-        return "llama2"
+    return "llama2" if "llama-2" in model_label.lower() else None
+
+
+def _choose_format(tokenizer: "PreTrainedTokenizerBase", model_label: str, use_base_model: bool) -> PromptFormat:
+    if fixed := fixed_format(model_label, use_base_model):
+        return fixed
     if tokenizer.chat_template is None:
         raise UserError(f"{model_label} has no chat template; if it is a base model, add --use_base_model")
     return "template"

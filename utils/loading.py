@@ -1,11 +1,12 @@
 """From a model choice to a loaded checkpoint, with every failure said in one line."""
 
+import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,13 @@ from utils.artifact_io import load_tensor_file
 from utils.embedded_model import ensure_embedded_model
 from utils.errors import UserError
 from utils.models import EMBEDDED_SIZE, ModelChoice
-from utils.paths import REPOSITORY
+from utils.paths import MODELS_DIR, REPOSITORY
+from utils.redaction import redact
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -61,15 +65,23 @@ def load_config(choice: ModelChoice) -> "PretrainedConfig":
     source = _checkpoint_source(choice)
     with _explained(choice):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, token=_hub_token())
+    if "/" in (getattr(config, "_attn_implementation", None) or ""):
+        raise UserError(
+            f"{choice.label}: its config.json asks for attention code from elsewhere ({config._attn_implementation}), "
+            "which is not run; remove that line"
+        )
     if config.is_encoder_decoder:  # transformers would load the decoder of some of them alone
         raise _no_decoder_only_model(choice.label, config)
-    return config.get_text_config(decoder=True)
+    text_config = config.get_text_config(decoder=True)
+    if not isinstance(text_config.num_hidden_layers, int) or text_config.num_hidden_layers < 1:
+        raise UserError(f"{choice.label}: its config.json gives {text_config.num_hidden_layers!r} decoder layers")
+    return text_config
 
 
 def load_checkpoint(
     choice: ModelChoice, device: torch.device, dtype: torch.dtype, *, over_all_devices: bool = False
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Load weights and tokenizer.
+    """Load weights and tokenizer. No code that comes with a checkpoint is run.
 
     Args:
         choice: The checkpoint.
@@ -78,7 +90,7 @@ def load_checkpoint(
         over_all_devices: Split the model over all GPUs (and the CPU) instead, as accelerate sees fit.
 
     Raises:
-        UserError: If they cannot be had or do not fit on the device.
+        UserError: If they cannot be had, do not fill the model, or do not fit on the device.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as transformers_logging
@@ -89,17 +101,21 @@ def load_checkpoint(
     source = _checkpoint_source(choice)
     with _explained(choice):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, token=_hub_token())
-        model = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype,
             trust_remote_code=False,
             token=_hub_token(),
             device_map="auto" if over_all_devices else None,
+            ignore_mismatched_sizes=True,  # named in `found`
+            output_loading_info=True,
         )
+    model, found = loaded
+    _check_complete(choice.label, found)
     if over_all_devices:
         return model, tokenizer
     try:
-        model.to(device)  # type: ignore[arg-type]  # its annotation leaves devices out
+        model.to(device)
     except torch.OutOfMemoryError as err:
         raise UserError(
             f"{choice.label} does not fit into the memory of {device} as {dtype}; "
@@ -108,11 +124,51 @@ def load_checkpoint(
     return model, tokenizer
 
 
+def load_local_tokenizer(choice: ModelChoice) -> "PreTrainedTokenizerBase":
+    """The checkpoint's tokenizer as far as it lies on this machine: no network, no weights.
+
+    Raises:
+        UserError: If it is not here; names the command that fetches it.
+    """
+    from transformers import AutoTokenizer
+
+    if choice.is_embedded:
+        source, command = MODELS_DIR / choice.label, "python -m utils.embedded_model"
+    else:
+        source = Path(choice.source).expanduser()
+        command = f"hf download {choice.source} --include '*.json' --include '*.jinja'"
+        if choice.size:
+            command = f"HF_TOKEN=... {command}"
+    try:
+        return AutoTokenizer.from_pretrained(
+            str(source) if source.is_dir() else choice.source, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as err:
+        raise UserError(f"the tokenizer of {choice.source} is not on this machine; run: {command}") from err
+
+
+def _check_complete(label: str, found: Mapping[str, Any]) -> None:
+    """Refuse weights that leave a part of the model as it was drawn at random.
+
+    Args:
+        label: The model's.
+        found: What transformers says about the loading.
+    """
+    if mismatched := sorted(found["mismatched_keys"]):
+        key, there, wanted = mismatched[0]
+        raise UserError(f"{label}: its weights do not fit its config.json: {key} is {list(there)}, not {list(wanted)}")
+    if missing := sorted(found["missing_keys"]):
+        raise UserError(f"{label}: its weights are incomplete: {len(missing)} tensors are missing, first {missing[0]}")
+    if unused := sorted(found["unexpected_keys"]):
+        log.warning("%s: %d tensors of its weights are not used, first %s", label, len(unused), unused[0])
+
+
 def load_weights_over(model: "PreTrainedModel", weights_path: Path) -> None:
     """Replace a model's weights by those of a saved state dict.
 
     Raises:
-        UserError: If the file is unsafe or belongs to another architecture; names the first key that differs.
+        UserError: If the file is unsafe, belongs to another architecture (names the first key that differs), or
+            has values that are no numbers.
     """
     state = load_tensor_file(weights_path, "name the file that ./finetune_llama.py wrote")
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -126,7 +182,13 @@ def load_weights_over(model: "PreTrainedModel", weights_path: Path) -> None:
             found = list(state[key].shape) if key in state else "nothing"
             wanted = list(expected[key].shape) if key in expected else "nothing"
             raise UserError(f"{weights_path} is for another architecture: {key} is {found}, the model has {wanted}")
-    model.load_state_dict(state, strict=False)
+    try:
+        broken = next((key for key, value in state.items() if not bool(torch.isfinite(value).all())), None)
+        if broken is not None:
+            raise UserError(f"{weights_path}: {broken} has NaN or infinite values; make it again")
+        model.load_state_dict(state, strict=False)
+    except RuntimeError as err:  # tensors of a kind that no model has, such as sparse ones
+        raise UserError(f"{weights_path} cannot be put over the model's weights: {_first_line(err)}") from err
 
 
 def find_decoder_layers(model: "PreTrainedModel", label: str) -> list[nn.Module]:
@@ -169,18 +231,20 @@ def _hub_token() -> str | None:
     """HF_TOKEN from the environment or the repository's .env."""
     from dotenv import dotenv_values
 
-    return os.environ.get("HF_TOKEN") or dotenv_values(REPOSITORY / ".env").get("HF_TOKEN") or None
+    token = os.environ.get("HF_TOKEN") or dotenv_values(REPOSITORY / ".env").get("HF_TOKEN") or ""
+    return token.strip() or None
 
 
 @contextmanager
 def _explained(choice: ModelChoice) -> Iterator[None]:
-    """Turn what the hub client and the loaders raise into one line that says what to do."""
-    from safetensors import SafetensorError
+    """Turn what the hub client and the loaders raise into one line that says what to do.
 
+    They raise every kind of error for a damaged or hostile checkpoint, down to ZeroDivisionError.
+    """
     try:
         yield
-    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as err:
-        reason = _first_line(err)
+    except Exception as err:
+        reason = redact(_first_line(err))
         if choice.size and choice.size != EMBEDDED_SIZE:
             raise UserError(
                 f"{choice.source} could not be loaded ({reason}). Llama 2 is gated: ask for access on its page at "

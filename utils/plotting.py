@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.artifact_io import write_bytes, write_text
+from utils.figure_collection import keep_if_wanted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -141,6 +142,7 @@ def save_figure(figure: "Figure", stem: Path, table: Table) -> list[Path]:
         paths.append(with_suffix(stem, suffix))
         write_bytes(paths[-1], buffer.getvalue())
     paths.append(save_table(stem, table))
+    keep_if_wanted(figure, stem, table)
     return paths
 
 
@@ -301,6 +303,7 @@ def dodge(index: int, n_series: int, positions: Sequence[float]) -> float:
 
 def set_title(figure: "Figure", title: str, *notes: str) -> None:
     """A title from the figure's left edge, wrapped, with a line for each note that is not empty."""
+    figure.set_label(title)
     width = int(_TITLE_CHARACTERS * figure.get_figwidth() / COLUMN_WIDTH)
     lines = [line for text in (title, *notes) for line in textwrap.wrap(text, width)]
     figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=7)

@@ -22,6 +22,7 @@ from utils.effect_figures import (
     steerability_table,
 )
 from utils.effects import Condition, LayerSteerability, Missing, Point, layer_steerabilities, letter_uses, measure
+from utils.figure_collection import KeptFigure
 from utils.models import ModelChoice
 from utils.paths import DataPaths
 from utils.plotting import LineStyle, multiplier_styles, nth_style, save_latex_rows, save_table
@@ -48,6 +49,8 @@ class Task:
     n_written: int = 0
     headline: dict[str, list[Point]] = field(default_factory=dict)
     """By behavior: plain steering's points for the summary."""
+    figures: list[KeptFigure] = field(default_factory=list)
+    """What was drawn, where --report wants it."""
 
     def plain(self, behavior: str) -> SteeringSettings:
         """Steering with the model's own vector and weights and no system prompt."""

@@ -162,6 +162,10 @@ def _text(record: dict[str, Any], key: str, path: Path, index: int) -> str:
     value = record.get(key)
     if not isinstance(value, str):
         raise UserError(f"{path}, item {index}: key {key!r} is missing or no text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as err:
+        raise UserError(f"{path}, item {index}, key {key!r}: not valid Unicode text (lone surrogate)") from err
     return value
 
 
@@ -253,6 +257,11 @@ class ResultFiles:
             return None
         same = (at for at in self.paths if at.multiplier == 0 and unsteered(at) == unsteered(settings))
         return next((found for at in same if (found := self._load(self.paths[at])) is not None), None)
+
+    @property
+    def read_paths(self) -> list[Path]:
+        """The files that were read, in order of their names."""
+        return sorted(path for path, items in self._loaded.items() if items is not None)
 
     def _load(self, path: Path) -> ItemValues | None:
         if path not in self._loaded:
