@@ -88,7 +88,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    from utils.evaluation import EvaluationOptions, missing_combinations, run_sweep, warn_of_other_inputs
+    from utils.evaluation import (
+        EvaluationOptions,
+        forget_finished,
+        missing_combinations,
+        run_sweep,
+        warn_of_other_inputs,
+    )
     from utils.loading import load_config
 
     paths, choice = data_paths(args), model_choice(args)
@@ -101,6 +107,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.overwrite:
         for sweep in sweeps:
             warn_of_other_inputs(sweep, paths)
+            forget_finished(sweep, paths)
     n_all = sum(len(sweep.combinations) for sweep in sweeps)
     n_missing = processes.from_main([len(missing_combinations(sweep, paths, args.overwrite)) for sweep in sweeps])
     waiting = [sweep for sweep, missing in zip(sweeps, n_missing, strict=True) if missing]

@@ -137,6 +137,8 @@ def score_all(plans: "list[ScorePlan]", budget: Budget, args: argparse.Namespace
     from utils.score_run import Tally
 
     tally = Tally()
+    for plan in plans:
+        forget_finished(plan, args)
     if any(plan.wanted for plan in plans):
         access = Access(args.judge_model, args.base_url, find_key(args.base_url))
         log.info("judge: %s at %s", access.model, access.base_url)
@@ -225,6 +227,13 @@ def score_files(
         still_open = [files[index] for index in scoring.unfinished] + (plan.others if purpose == "score" else [])
         if not any(key in journal.entries for file in still_open for key in file.open_answers()):
             journal.remove()
+
+
+def forget_finished(plan: "ScorePlan", args: argparse.Namespace) -> None:
+    """Remove the journal of a run that was killed when all its score files were written."""
+    is_open = any(file.purpose == "score" for file in (*plan.wanted, *plan.others))
+    if not (is_open or plan.n_left or plan.n_broken):
+        journal_path(plan.behavior, "score", args).unlink(missing_ok=True)
 
 
 def estimate(plans: "list[ScorePlan]", price: Price | None, args: argparse.Namespace) -> int:

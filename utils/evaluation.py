@@ -21,7 +21,7 @@ from utils.chat_format import PromptTokens
 from utils.cli import progress
 from utils.errors import UserError
 from utils.generation import GenerationRow
-from utils.journal import Journal, open_journal
+from utils.journal import Journal, open_journal, read_header
 from utils.paths import DataPaths
 from utils.settings import SteeringSettings
 from utils.steering import Steering
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Combination = tuple[int, float]  # layer, multiplier
+
+_JOURNAL_PREFIX, _JOURNAL_SUFFIX = ".sweep_", ".jsonl"
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,13 @@ def run_sweep(
     """
     results_dir = paths.results_dir / sweep.settings.behavior
     run_record = _run_record(model, sweep, options)
-    header = {"combinations": missing_combinations(sweep, paths, options.overwrite)}
-    identity = _identity(sweep, run_record)
-    with open_journal(results_dir / f".sweep_{identity}_{processes.index()}.jsonl", header) as journal:
+    header = {
+        "settings": _shared_settings(sweep),
+        "overwrite": options.overwrite,
+        "combinations": missing_combinations(sweep, paths, options.overwrite),
+    }
+    name = f"{_JOURNAL_PREFIX}{_identity(sweep, run_record)}_{processes.index()}{_JOURNAL_SUFFIX}"
+    with open_journal(results_dir / name, header) as journal:
         if not processes.from_main(missing_combinations(sweep, paths, options.overwrite)):
             journal.remove()  # another run has written them meanwhile
             return
@@ -124,10 +130,27 @@ def run_sweep(
 
 def _identity(sweep: Sweep, run_record: dict[str, Any]) -> str:
     """Tells this sweep's journal from others: everything that its numbers depend on, but not how it was typed."""
-    settings = sweep.settings.describe("layer", "multiplier")
     depends_on = {key: value for key, value in run_record.items() if key != "command"}
-    content = json.dumps([settings, sweep.combinations, depends_on], sort_keys=True)
+    content = json.dumps([_shared_settings(sweep), sweep.combinations, depends_on], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _shared_settings(sweep: Sweep) -> str:
+    """What all combinations have in common."""
+    return sweep.settings.describe("layer", "multiplier")
+
+
+def forget_finished(sweep: Sweep, paths: DataPaths) -> None:
+    """Remove the journals of runs that were killed when all their result files were written.
+
+    Journals of runs with --overwrite stay: the result files that are there may be older ones.
+    """
+    results_dir = paths.results_dir / sweep.settings.behavior
+    for path in results_dir.glob(f"{_JOURNAL_PREFIX}*{_JOURNAL_SUFFIX}"):
+        header = read_header(path)
+        is_ours = header.get("settings") == _shared_settings(sweep) and header.get("overwrite") is False
+        if is_ours and all(paths.result(sweep.settings.at(*at)).exists() for at in header["combinations"]):
+            path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -230,7 +253,9 @@ class _Evaluation:
             self._record(item, self.journal.entries[key], place) for item, key in zip(self.items, keys, strict=True)
         ]
         for at in self.steerings[place].combinations:
-            write_json(self.paths.result(self.sweep.settings.at(*at)), records)
+            path = self.paths.result(self.sweep.settings.at(*at))
+            if self.options.overwrite or not path.exists():  # a run that was killed may have written it
+                write_json(path, records)
         self._written.add(place)
 
     def _key(self, place: int, item: int) -> str:

@@ -4,16 +4,13 @@ A journal is a JSON-lines file: a header that says what the run is, then one lin
 piece. It is removed when the run's real artifacts are written. Only one process at a time holds it.
 """
 
-import fcntl
 import json
-import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-log = logging.getLogger(__name__)
+from utils.artifact_io import held_file
 
 
 class Journal:
@@ -58,44 +55,40 @@ def read_entries(path: Path) -> dict[str, Any]:
 
 
 def _complete_rows(file: IO[bytes]) -> tuple[list[Any], int]:
-    """The rows that are whole, and their length in bytes."""
-    complete, rows = 0, []
+    """The rows that are whole, and their length in bytes: a header, then pairs of a key and its value."""
+    complete = 0
+    rows: list[Any] = []
     for line in file:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             break
-        if not line.endswith(b"\n"):
+        if not line.endswith(b"\n") or not (_is_entry(row) if rows else isinstance(row, dict)):
             break
         rows.append(row)
         complete += len(line)
     return rows, complete
 
 
+def _is_entry(row: Any) -> bool:
+    return isinstance(row, list) and len(row) == 2 and isinstance(row[0], str)
+
+
 @contextmanager
 def open_journal(path: Path, header: dict[str, Any]) -> Iterator[Journal]:
-    """Open a run's journal, or begin it with `header`. Waits while another process holds it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
-        _lock(file, path)
-        if _is_open_at(file, path):
-            break
-        file.close()  # the process that held it has finished and removed it
-    with file:
+    """Open a run's journal, or begin it with `header`. Waits while another process holds it.
+
+    Raises:
+        OSError: If it cannot be opened, or is a link: it is cut and appended to, which must not reach elsewhere.
+    """
+    with held_file(path) as file:
         yield Journal(path, file, header)
 
 
-def _is_open_at(file: IO[bytes], path: Path) -> bool:
+def read_header(path: Path) -> dict[str, Any]:
+    """What a journal says of its run; it is neither made nor locked. Empty where there is none."""
     try:
-        return os.fstat(file.fileno()).st_ino == path.stat().st_ino
+        with path.open("rb") as file:
+            return next(iter(_complete_rows(file)[0]), {})
     except FileNotFoundError:
-        return False
-
-
-def _lock(file: IO[bytes], path: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        log.info("another process is at work on this (%s); waiting for it", path.name)
-        fcntl.flock(file, fcntl.LOCK_EX)
+        return {}
