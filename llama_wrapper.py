@@ -552,10 +552,10 @@ class LlamaWrapper:
             self._packing_is_exact[path] = largest <= GUARD_TOLERANCE.get(self.dtype, 1e-3)
             log.debug("%s: packed and plain passes differ by %.1e (relative)", path, largest)
             if not self._packing_is_exact[path]:
+                differ = f"do not equal plain ones here (relative difference {largest:.1e})"
                 log.warning(
-                    "%s: packed passes do not equal plain ones here (relative difference %.1e); "
-                    "going on with one pass a combination",
-                    self.label, largest,
+                    "%s: packed passes %s; going on with one pass a combination",
+                    self.label, differ if math.isfinite(largest) else "fail here or give no numbers (see --verbose)",
                 )  # fmt: skip
         return self._packing_is_exact[path]
 

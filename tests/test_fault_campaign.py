@@ -143,14 +143,14 @@ def files(root: Path) -> dict[str, bytes]:
 def finished(root: Path, expected: dict[str, bytes]) -> dict[str, tuple[int, int]]:
     """Identity of the files that are there as they should be and need not be made again.
 
-    Not of records of runs and of figures, nor of activations, which count when their layer's vector is there.
+    Not of records of runs, figures and logs, nor of activations, which count when their layer's vector is there.
     """
     there = files(root)
     return {
         name: ((root / name).stat().st_ino, (root / name).stat().st_mtime_ns)
         for name, content in expected.items()
         if there.get(name) == content and not name.endswith("provenance.json")
-        and not name.startswith(("analysis/", "activations/"))
+        and not name.startswith(("analysis/", "activations/", "finetune_logs/"))
     }  # fmt: skip
 
 
