@@ -29,6 +29,7 @@ from utils.cli import (
     run_main,
 )
 from utils.contrast_data import ContrastPair, load_contrast_pairs
+from utils.errors import UserError
 from utils.models import ModelChoice
 from utils.paths import DataPaths, vector_name
 
@@ -112,6 +113,11 @@ def generate_behavior(
     total = torch.stack(processes.gather(total)).sum(dim=0)
     if kept:
         kept.merge(processes.gather(kept))
+    if broken := [layer for layer, row in zip(layers, total.isfinite().all(dim=1), strict=True) if not row]:
+        raise UserError(
+            f"{behavior}: the activations of {model.label} are not finite in {model.dtype} at layers "
+            f"{', '.join(map(str, broken))}; use --dtype float32 or bfloat16"
+        )
     if not processes.is_main():
         return len(layers)
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,16 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.reference import reference_path
 from tests.roots import TINY_LABEL, copy_parity, write_small_datasets, write_vector
+
+# The same cases in every run; `CAA_HYPOTHESIS_PROFILE=nightly` draws new ones, about thirty times as many.
+_SLOW_IS_FINE = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}
+settings.register_profile("quick", max_examples=50, derandomize=True, database=None, **_SLOW_IS_FINE)
+settings.register_profile("nightly", max_examples=1500, print_blob=True, **_SLOW_IS_FINE)
+settings.load_profile(os.environ.get("CAA_HYPOTHESIS_PROFILE", "quick"))
 
 CHAT_MODEL, BASE_MODEL = "Llama-2-tiny-chat-hf", "Llama-2-tiny-hf"
 
@@ -57,6 +65,16 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.models import save_checkpoint
 
     return save_checkpoint(tmp_path_factory.mktemp("checkpoints") / TINY_LABEL)
+
+
+@pytest.fixture(scope="session")
+def pipeline_root(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
+    """The root of one run of every script; see tests/pipeline.py. To be read only."""
+    from tests.pipeline import run
+
+    folder = tmp_path_factory.mktemp("pipeline")
+    shutil.copytree(tiny_checkpoint, folder / TINY_LABEL)
+    return run(folder, PYTHONHASHSEED="0")
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import argparse
 import ast
 import errno
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -281,3 +282,17 @@ def test_the_embedded_model_has_no_base_model() -> None:
 def test_the_command_line_can_be_pasted_back() -> None:
     argv = ["--root", "a b", "--layers", "1", "2"]
     assert command_line("/x/script.py", argv) == "./script.py --root 'a b' --layers 1 2"
+
+
+def test_ctrl_c_that_a_library_turned_into_another_error_is_still_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
+    def run(args: argparse.Namespace) -> int:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ValueError("as code in C does it") from None
+        return 0
+
+    handler = signal.getsignal(signal.SIGINT)
+    assert run_main(run, make_parser("Does it."), "script.py", []) == 130
+    assert "interrupted: finished work is saved; to go on, run: ./script.py" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is handler

@@ -4,7 +4,7 @@ import string
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.reference import reference_path
@@ -44,8 +44,21 @@ def any_settings(draw: st.DrawFn, labels: st.SearchStrategy[str] = LABELS) -> St
 @settings(max_examples=300, deadline=None)
 @given(any_settings())
 def test_a_name_reads_back_as_the_settings_that_built_it(drawn: SteeringSettings) -> None:
+    assume(fits(drawn))
     assert parse_result_name(drawn.result_name) == drawn
     assert "/" not in drawn.result_name
+
+
+def fits(drawn: SteeringSettings) -> bool:
+    """Whether the settings give a name that a file can have: all flags at once may not."""
+    return len(f"results_{drawn.describe()}.json".encode()) <= 255
+
+
+@given(any_settings())
+def test_a_name_that_no_file_can_have_is_refused_before_anything_is_computed(drawn: SteeringSettings) -> None:
+    assume(not fits(drawn))
+    with pytest.raises(UserError, match=r"a file name of \d+ bytes, which is more than file systems take \(255\)"):
+        _ = drawn.result_name
 
 
 ADVERSARIAL = st.one_of(
@@ -62,7 +75,7 @@ def test_a_label_that_would_make_the_name_ambiguous_is_refused(drawn: SteeringSe
     try:
         name = drawn.result_name
     except UserError as err:
-        assert "cannot be written as a file name" in str(err)
+        assert "cannot be written as a file name" in str(err) or "more than file systems take" in str(err)
     else:
         assert parse_result_name(name) == drawn
 
@@ -70,6 +83,7 @@ def test_a_label_that_would_make_the_name_ambiguous_is_refused(drawn: SteeringSe
 @settings(max_examples=200, deadline=None)
 @given(any_settings(), any_settings())
 def test_different_settings_have_different_names(one: SteeringSettings, other: SteeringSettings) -> None:
+    assume(fits(one) and fits(other))
     assert (one.result_name == other.result_name) == (one == other)
 
 
@@ -132,6 +146,8 @@ def test_a_description_leaves_out_what_a_figure_runs_over() -> None:
         ({"model": "x"}, "either a model_size or a model"),
         ({"model_size": None}, "either a model_size or a model"),
         ({"layer": -1}, "layer -1 is negative"),
+        ({"multiplier": float("nan")}, "multiplier nan .* is not a finite number"),
+        ({"temperature": float("inf")}, "temperature inf is not a finite number"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_when_they_are_made(change: dict, message: str) -> None:
@@ -151,6 +167,16 @@ def test_settings_that_cannot_be_are_refused_when_they_are_made(change: dict, me
         "layer=13_multiplier=1.0_behavior=sycophancy_type=ab_use_base_model=False_model_size=7b.json",
         "results_layer=13_multiplier=1.0_behavior=sycophancy_type=ab_use_base_model=False_model_size=7b.txt",
         "notes.json",
+        # names that read as settings with another name: two files would stand for one result
+        "results_layer=013_multiplier=1.0_behavior=sycophancy_type=ab_use_base_model=False_model_size=7b.json",
+        "results_layer=1_3_multiplier=1.0_behavior=sycophancy_type=ab_use_base_model=False_model_size=7b.json",
+        "results_layer=١٣_multiplier=1.0_behavior=sycophancy_type=ab_use_base_model=False_model_size=7b.json",
+        "results_layer=13_multiplier=1_behavior=sycophancy_type=ab_use_base_model=False_model_size=7b.json",
+        "results_layer=13_multiplier=-0.0_behavior=sycophancy_type=ab_use_base_model=False_model_size=7b.json",
+        "results_layer=13_multiplier=nan_behavior=sycophancy_type=ab_use_base_model=False_model_size=7b.json",
+        "results_layer=13_multiplier=1e400_behavior=sycophancy_type=ab_use_base_model=False_model_size=7b.json",
+        "results_multiplier=1.0_layer=13_behavior=sycophancy_type=ab_use_base_model=False_model_size=7b.json",
+        "results_layer=13_multiplier=1.0_behavior=sycophancy_type=ab_use_base_model=False_model_size=7b_seed=0.json",
     ],
 )
 def test_names_that_the_suite_does_not_write_are_refused(name: str) -> None:

@@ -171,11 +171,11 @@ def _aligned(row: list[str], widths: list[int]) -> Iterable[str]:
 
 
 def _score_paths(folder: Path) -> dict[str, Path]:
-    """Open-ended score files below a folder, by their path in it."""
+    """Open-ended score files in a folder and two levels below it, links followed, by their path in it."""
     if not folder.is_dir():
         raise UserError(f"--agreement {folder} is not a folder; name one with score files")
     paths = {}
-    for path in sorted(folder.rglob("results_*.json")):
+    for path in sorted(path for level in ("", "*/", "*/*/") for path in folder.glob(f"{level}results_*.json")):
         try:
             is_open_ended = parse_result_name(path.name).type == "open_ended"
         except UserError as err:

@@ -9,8 +9,12 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 from utils import processes
@@ -166,27 +170,59 @@ def run_main(
         return int(stop.code or 0)
     args.command = command_line(script, argv)
     _log_to_stderr(logging.DEBUG if args.verbose else logging.INFO)
+    with _watched_interrupts() as interrupts:
+        try:
+            return run(args)
+        except (KeyboardInterrupt, Exception) as err:
+            if interrupts.came or isinstance(err, KeyboardInterrupt):
+                message = f"interrupted: finished work is saved; to go on, run: {args.command}"
+                return _report(message, EXIT_INTERRUPTED, None)
+            if (code := _explain(err, args)) is None:
+                raise
+            return code
+
+
+class _Interrupts:
+    """Remembers that Ctrl-C came: library code in C may turn the KeyboardInterrupt into another error."""
+
+    def __init__(self) -> None:
+        self.came = False
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        self.came = True
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _watched_interrupts() -> Iterator[_Interrupts]:
+    interrupts = _Interrupts()
+    is_usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it is ignored, or somebody's own
+    if not is_usual or threading.current_thread() is not threading.main_thread():
+        yield interrupts
+        return
+    signal.signal(signal.SIGINT, interrupts)
     try:
-        return run(args)
-    except UserError as err:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _explain(err: BaseException, args: argparse.Namespace) -> int | None:
+    """Say in one line what users can mend; None for what they cannot."""
+    if isinstance(err, UserError):
         return _report(f"error: {err}", EXIT_USAGE, args)
-    except ModuleNotFoundError as err:
-        if (err.name or "utils").startswith(("utils", "llama_wrapper")):
-            raise
+    if isinstance(err, ModuleNotFoundError) and not (err.name or "utils").startswith(("utils", "llama_wrapper")):
         return _report(
             f"error: the package {err.name} is not installed for this Python; run: source .venv/bin/activate "
             "(./quickstart.sh makes that environment)",
             EXIT_USAGE,
             args,
         )
-    except KeyboardInterrupt:
-        return _report(f"interrupted: finished work is saved; to go on, run: {args.command}", EXIT_INTERRUPTED, None)
-    except BrokenPipeError:
+    if isinstance(err, BrokenPipeError):
         return EXIT_FAILED
-    except OSError as err:
-        if err.errno not in _FILE_ERRORS:
-            raise
+    if isinstance(err, OSError) and err.errno in _FILE_ERRORS:
         return _report(f"error: {_describe_os_error(err)}", EXIT_FAILED, args)
+    return None
 
 
 def _prepare_streams() -> None:
@@ -203,6 +239,12 @@ def _prepare_streams() -> None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115  for good
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+    sys.excepthook = _show_bug
+
+
+def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """The traceback of what nobody expected, without secrets."""
+    sys.stderr.write(redact(printable("".join(traceback.format_exception(kind, error, trace)))))
 
 
 def _log_to_stderr(level: int) -> None:

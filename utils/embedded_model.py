@@ -36,7 +36,10 @@ def ensure_embedded_model(models_dir: Path = MODELS_DIR) -> Path:
     with locked_folder(models_dir):
         if _is_complete(model_dir):
             return model_dir
-        if model_dir.exists():
+        if model_dir.is_symlink():
+            log.warning("%s is incomplete; fetching it again, in place of the link", model_dir)
+            model_dir.unlink()
+        elif model_dir.exists():
             log.warning("%s is incomplete; fetching it again", model_dir)
             shutil.rmtree(model_dir)
         with tempfile.TemporaryDirectory(dir=models_dir, prefix=".fetch-") as scratch:

@@ -101,7 +101,8 @@ class Judge:
                 body = await self._send(request, parameters)
                 reply, usage = read_completion(body)
                 cost = bound if usage is None else self.budget.cost(*usage)
-                return Reply(self._without_key(reply.text), reply.cut_off, reply.model, reply.fault)
+                model = self._without_key(reply.model) if reply.model else None
+                return Reply(self._without_key(reply.text), reply.cut_off, model, reply.fault)
             except (openai.BadRequestError, openai.UnprocessableEntityError) as err:
                 self._adapt(parameters, err)
             finally:

@@ -1,6 +1,7 @@
 """What is said to the judge, and what its reply means."""
 
 import hashlib
+import itertools
 import json
 import re
 from dataclasses import dataclass
@@ -31,9 +32,7 @@ _MESSAGE = (
 _REMINDER = "\n\nReply with the number alone: digits only, no words."
 
 # at the end of answers whose model_output was stored with special tokens
-_END_MARKERS = re.compile(
-    r"(?:\s*(?:</s>|<\|im_end\|>|<\|endoftext\|>|<\|end_of_text\|>|<\|eot_id\|>|<end_of_turn>))+\s*\Z"
-)
+_END_MARKERS = ("</s>", "<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<end_of_turn>")
 
 
 def system_prompt(behavior: str) -> str:
@@ -53,7 +52,7 @@ def user_message(question: str, answer: str, *, reminder: bool = False) -> str:
         answer: What it answered; end-of-sequence markers at its end are left out.
         reminder: Ask for the number alone, after a reply that was none.
     """
-    question, answer = _sendable(question), _END_MARKERS.sub("", _sendable(answer))
+    question, answer = _sendable(question), _without_end_markers(_sendable(answer))
     message = _MESSAGE.format(
         question_tag=_unused_tag("question", question + answer),
         answer_tag=_unused_tag("answer", question + answer),
@@ -85,13 +84,27 @@ def _sendable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+def _without_end_markers(text: str) -> str:
+    """Without end-of-sequence markers at its end and the blanks around them."""
+    end = len(text)
+    while True:
+        stop = end
+        while stop and text[stop - 1].isspace():
+            stop -= 1
+        marker = next((marker for marker in _END_MARKERS if text.endswith(marker, 0, stop)), None)
+        if marker is None:
+            return text[:stop] if end < len(text) else text
+        end = stop - len(marker)
+
+
 def _unused_tag(name: str, text: str) -> str:
     """`name`, or `name-2`, `name-3`, ..., whichever first has no tag of its own in `text`."""
-    tag, number = name, 1
-    while re.search(rf"<\s*/?\s*{tag}\b", text, re.IGNORECASE):
-        number += 1
-        tag = f"{name}-{number}"
-    return tag
+    # one search for all numbers, in which nothing can match in two ways: answers may be long and hostile
+    tags = re.finditer(rf"<\s*(?:/\s*)?{name}(?:-([0-9]+))?\b", text, re.IGNORECASE)
+    taken = {tag.group(1) for tag in tags}
+    if not taken:
+        return name
+    return f"{name}-{next(number for number in itertools.count(2) if str(number) not in taken)}"
 
 
 @dataclass(frozen=True)

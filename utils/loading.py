@@ -128,7 +128,7 @@ def load_local_tokenizer(choice: ModelChoice) -> "PreTrainedTokenizerBase":
     """The checkpoint's tokenizer as far as it lies on this machine: no network, no weights.
 
     Raises:
-        UserError: If it is not here; names the command that fetches it.
+        UserError: If it is not here, or damaged; names the command that fetches it.
     """
     from transformers import AutoTokenizer
 
@@ -143,8 +143,8 @@ def load_local_tokenizer(choice: ModelChoice) -> "PreTrainedTokenizerBase":
         return AutoTokenizer.from_pretrained(
             str(source) if source.is_dir() else choice.source, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as err:
-        raise UserError(f"the tokenizer of {choice.source} is not on this machine; run: {command}") from err
+    except Exception as err:  # see `_explained`
+        raise UserError(f"there is no whole tokenizer of {choice.source} on this machine; run: {command}") from err
 
 
 def _check_complete(label: str, found: Mapping[str, Any]) -> None:

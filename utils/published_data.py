@@ -145,8 +145,10 @@ def check_base_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise UserError(f"--mirror {url}: expected an address such as {PUBLISHED_URL}")
-    if "@" in parts.netloc:
-        raise UserError("--mirror: leave user name and password out of the address; it is written to provenance files")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise UserError(
+            "--mirror: leave user name, password and query out of the address; it is written to provenance files"
+        )
     return url.rstrip("/")
 
 
@@ -282,7 +284,8 @@ def _start_of(response: "Response", have: int, file: PublishedFile, url: str) ->
 def _append(
     chunks: Iterable[bytes], start: int, file: PublishedFile, url: str, advance: Callable[[int], object]
 ) -> None:
-    with file.partial.open("ab" if start else "wb") as partial:
+    how = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | (os.O_APPEND if start else os.O_TRUNC)
+    with os.fdopen(os.open(file.partial, how, 0o644), "ab" if start else "wb") as partial:
         for chunk in chunks:
             start += len(chunk)
             if start > file.n_bytes:

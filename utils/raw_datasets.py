@@ -62,7 +62,10 @@ def clean_pair(record: Mapping[str, Any], path: Path, index: int) -> ContrastPai
 
 
 def clean_question(question: str) -> str:
-    return question.strip().removeprefix("Question:").removesuffix("Answer:").strip()
+    """Without the markers "Question:" before and "Answer:" after it, however often, and blanks around it."""
+    while (bare := question.strip().removeprefix("Question:").removesuffix("Answer:").strip()) != question:
+        question = bare
+    return question
 
 
 def pair_record(pair: ContrastPair) -> dict[str, str]:

@@ -4,6 +4,7 @@
 always built and read here, never matched by substrings.
 """
 
+import math
 import re
 from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
@@ -35,7 +36,9 @@ _KEYS = (
     "seed",
 )
 _KEY_AT = re.compile(r"(?:^results_|_)(" + "|".join(_KEYS) + r")=")
-_UNSAFE_IN_NAME = re.compile(r"[/\\\x00-\x1f]")
+# separators, control characters, and what is no Unicode or breaks a line
+_UNSAFE_IN_NAME = re.compile(r"[/\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_MAX_NAME_BYTES = 255
 
 
 @dataclass(frozen=True)
@@ -80,22 +83,32 @@ class SteeringSettings:
             raise UserError("a result belongs to either a model_size or a model; give exactly one")
         if self.layer < 0:
             raise UserError(f"layer {self.layer} is negative; layers are counted from 0")
+        if not (math.isfinite(self.multiplier) and math.isfinite(self.temperature)):
+            raise UserError(f"multiplier {self.multiplier} or temperature {self.temperature} is not a finite number")
 
     @property
     def result_name(self) -> str:
         """The result's file name, e.g. `results_layer=13_multiplier=1.0_behavior=refusal_type=ab_...json`.
 
         Raises:
-            UserError: If a value would make the name ambiguous or leave its folder.
+            UserError: If a value would make the name ambiguous, too long, or leave its folder.
         """
-        name = f"results_{self._joined(_KEYS)}.json"
+        name = self._name()
         try:
             is_faithful = not _UNSAFE_IN_NAME.search(name) and parse_result_name(name) == self
         except UserError:
             is_faithful = False
         if not is_faithful:
             raise UserError(f"these settings cannot be written as a file name: {name!r}; rename the model")
+        if (n_bytes := len(name.encode())) > _MAX_NAME_BYTES:
+            raise UserError(
+                f"these settings give a file name of {n_bytes} bytes, which is more than file systems take "
+                f"({_MAX_NAME_BYTES}): {name!r}; use shorter names for the model and its weights"
+            )
         return name
+
+    def _name(self) -> str:
+        return f"results_{self._joined(_KEYS)}.json"
 
     def describe(self, *leave_out: str) -> str:
         """The settings as they stand in a file name, without the keys named (for figures over them)."""
@@ -107,7 +120,7 @@ class SteeringSettings:
         for key in keys:
             value = getattr(self, key)
             if key == "use_base_model" or value != defaults[key]:
-                parts.append(f"{key}={value}")
+                parts.append(f"{key}={value + 0.0 if isinstance(value, float) else value}")  # -0.0 is 0.0
         return "_".join(parts)
 
     def at(self, layer: int, multiplier: float) -> "SteeringSettings":
@@ -123,7 +136,7 @@ def parse_result_name(name: str) -> SteeringSettings:
     """
     values = _split_name(name)
     try:
-        return SteeringSettings(
+        settings = SteeringSettings(
             layer=int(values.pop("layer")),
             multiplier=float(values.pop("multiplier")),
             behavior=values.pop("behavior"),
@@ -139,6 +152,9 @@ def parse_result_name(name: str) -> SteeringSettings:
         )
     except (KeyError, ValueError) as err:
         raise UserError(f"{name!r} is not a result file name") from err
+    if settings._name() != name:  # such as layer=013, which would be a second file of layer 13
+        raise UserError(f"{name!r} is not a result file name as the suite writes it: {settings._name()!r}")
+    return settings
 
 
 def _split_name(name: str) -> dict[str, str]:
