@@ -13,7 +13,6 @@ Example: ./finetune_llama.py --behavior refusal --direction pos --model_size 135
 
 import argparse
 import logging
-import math
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from utils import flag_values
 from utils.behaviors import BEHAVIORS, get_behavior
 from utils.cli import EXIT_DONE, add_model, data_paths, exit_with, make_parser, model_choice, run_main
 from utils.contrast_data import ChoiceItem, ContrastPair, load_choice_items, load_contrast_pairs
@@ -54,7 +54,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="train this decoder layer alone, counted from 0 (default: the whole model)",
     )
     parser.add_argument("--lora", action="store_true", help="train low-rank adapters and merge them into the weights")
-    parser.add_argument("--lora_rank", type=_positive, metavar="R", help="rank of the adapters (default: 16)")
+    parser.add_argument(
+        "--lora_rank", type=flag_values.positive_int, metavar="R", help="rank of the adapters (default: 16)"
+    )
     add_model(parser)
     parser.add_argument(
         "--device", choices=["auto", "cpu", "cuda", "mps"], default="auto",
@@ -69,25 +71,35 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--epochs", type=_positive, default=1, metavar="N", help="passes over the pairs (default: 1)")
+    parser.add_argument(
+        "--epochs", type=flag_values.positive_int, default=1, metavar="N", help="passes over the pairs (default: 1)"
+    )
     parser.add_argument("--optimizer", choices=["adamw", "sgd"], default="adamw", help="(default: adamw)")
     parser.add_argument(
-        "--lr", type=_rate, metavar="X",
+        "--lr", type=flag_values.positive_float, metavar="X",
         help="highest learning rate; it rises over the first tenth of the steps and then falls linearly to 0 "
         f"(default: {ADAMW_LR:g} with adamw, {ADAMW_LR_OF_FEW:g} with --layer or --lora too, {SGD_LR:g} with sgd)",
     )  # fmt: skip
     parser.add_argument(
-        "--batch_size", type=_positive, default=4, metavar="N", help="pairs in one forward pass (default: 4)"
+        "--batch_size",
+        type=flag_values.positive_int,
+        default=4,
+        metavar="N",
+        help="pairs in one forward pass (default: 4)",
     )
     parser.add_argument(
-        "--gradient_accumulation", type=_positive, default=1, metavar="N", help="forward passes a step (default: 1)"
+        "--gradient_accumulation",
+        type=flag_values.positive_int,
+        default=1,
+        metavar="N",
+        help="forward passes a step (default: 1)",
     )
     parser.add_argument(
-        "--max_grad_norm", type=_norm, default=1.0, metavar="X",
+        "--max_grad_norm", type=flag_values.non_negative_float, default=1.0, metavar="X",
         help="scale gradients down to this norm; 0 leaves them as they are (default: 1)",
     )  # fmt: skip
     parser.add_argument(
-        "--checkpoints", type=_count, default=1, metavar="N",
+        "--checkpoints", type=flag_values.count, default=1, metavar="N",
         help="checkpoints over the run, evenly spaced; an interrupted run goes on from the last (default: 1)",
     )  # fmt: skip
     parser.add_argument(
@@ -370,37 +382,6 @@ def save(
     log.info("%d held-out questions before: %s; after: %s", len(task.items), before, after)
     if (after.p_matching - before.p_matching) * (1 if task.settings.direction == "pos" else -1) <= 0:
         log.warning("p(matching) did not move towards %s; try more --epochs or another --lr", task.settings.direction)
-
-
-# --- flag values -----------------------------------------------------------------------------------
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return value
-
-
-def _rate(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a learning rate (more than 0)")
-    return value
-
-
-def _norm(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a norm (0 or more)")
-    return value
 
 
 def main(argv: Sequence[str] | None = None) -> int:

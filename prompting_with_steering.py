@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils import processes
+from utils import flag_values, processes
 from utils.behaviors import BEHAVIORS
 from utils.cli import (
     EXIT_DONE,
@@ -71,18 +71,22 @@ def build_parser() -> argparse.ArgumentParser:
         help="steer with this behavior's vectors, whichever behavior is evaluated (default: its own)",
     )  # fmt: skip
     parser.add_argument(
-        "--temperature", type=_temperature, default=0.0, metavar="T",
+        "--temperature", type=flag_values.non_negative_float, default=0.0, metavar="T",
         help="open_ended: sample the answers at this temperature (default: 0, the most likely token)",
     )  # fmt: skip
     parser.add_argument(
         "--num_samples",
-        type=_positive,
+        type=flag_values.positive_int,
         default=1,
         metavar="N",
         help="open_ended: sampled answers a question (default: 1)",
     )
     parser.add_argument(
-        "--max_new_tokens", type=_positive, default=100, metavar="N", help="open_ended: tokens an answer (default: 100)"
+        "--max_new_tokens",
+        type=flag_values.positive_int,
+        default=100,
+        metavar="N",
+        help="open_ended: tokens an answer (default: 100)",
     )
     return parser
 
@@ -219,20 +223,6 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"--override_vector {args.override_vector} is negative; layers are counted from 0")
     if args.override_model_weights_path is not None and not args.override_model_weights_path.is_file():
         raise UserError(f"--override_model_weights_path {args.override_model_weights_path}: there is no such file")
-
-
-def _temperature(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a temperature (0 or more)")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return value
 
 
 def main(argv: Sequence[str] | None = None) -> int:

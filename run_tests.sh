@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint, types and tests. Arguments go to pytest: ./run_tests.sh tests/test_settings.py
+# Lint, types and tests, in two processes. Arguments go to pytest: ./run_tests.sh tests/test_settings.py
 set -euo pipefail
 cd "$(dirname "$0")"
 . utils/environment.sh
@@ -10,4 +10,4 @@ ruff check .
 ruff format --check .
 mypy
 python -m utils.embedded_model
-python -m pytest "$@"
+python -m pytest --numprocesses 2 --dist loadfile "$@"

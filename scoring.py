@@ -16,12 +16,12 @@ import argparse
 import hashlib
 import json
 import logging
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from utils import flag_values
 from utils.behaviors import BEHAVIORS
 from utils.cli import (
     EXIT_DONE,
@@ -94,21 +94,25 @@ def add_judge(parser: argparse.ArgumentParser) -> None:
         help=f"an OpenAI-compatible server; on loopback no key is needed (default: OPENAI_BASE_URL or {OPENAI_URL})",
     )  # fmt: skip
     judge.add_argument(
-        "--concurrency", type=_positive, default=10, metavar="N", help="requests at a time (default: 10)"
+        "--concurrency", type=flag_values.positive_int, default=10, metavar="N", help="requests at a time (default: 10)"
     )
     judge.add_argument(
-        "--timeout", type=_seconds, default=60.0, metavar="S", help="seconds for one request (default: 60)"
+        "--timeout",
+        type=flag_values.positive_float,
+        default=60.0,
+        metavar="S",
+        help="seconds for one request (default: 60)",
     )
     judge.add_argument(
-        "--max_retries", type=_count, default=6, metavar="N",
+        "--max_retries", type=flag_values.count, default=6, metavar="N",
         help="repeats of a request after a 429, a 5xx, a time-out or a cut connection, with back-off (default: 6)",
     )  # fmt: skip
     judge.add_argument(
-        "--price", nargs=2, type=_dollars, metavar=("IN", "OUT"),
+        "--price", nargs=2, type=flag_values.non_negative_float, metavar=("IN", "OUT"),
         help="US dollars per million tokens in and out (default: the list price of models that are known)",
     )  # fmt: skip
     judge.add_argument(
-        "--max_cost", type=_dollars, metavar="USD",
+        "--max_cost", type=flag_values.non_negative_float, metavar="USD",
         help="stop before this run costs more, by the tokens that the server reports (default: no limit)",
     )  # fmt: skip
 
@@ -288,34 +292,6 @@ def compare(folder_a: Path, folder_b: Path) -> int:
     print(table(comparison))  # noqa: T201
     print(counts(comparison))  # noqa: T201
     return EXIT_DONE
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return value
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is no time above 0")
-    return value
-
-
-def _dollars(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is no sum of money")
-    return value
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from hypothesis import HealthCheck, settings
 
 from tests.reference import reference_path
 from tests.roots import TINY_LABEL, copy_parity, write_small_datasets, write_vector
+
+# A shell starts what runs behind it deaf to Ctrl-C, and that is handed on to the processes of the tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same cases in every run; `CAA_HYPOTHESIS_PROFILE=nightly` draws new ones, about thirty times as many.
 _SLOW_IS_FINE = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.roots import TINY_LABEL, put_json, write_small_datasets
+from tests.roots import TINY_LABEL, put_json, write_raw_dataset, write_small_datasets
 from utils.artifact_io import read_folder_provenance
 from utils.paths import REPOSITORY
 
@@ -55,15 +55,7 @@ def steps(base_url: str) -> dict[str, list[str]]:
 def write_root(root: Path) -> None:
     for behavior in BEHAVIORS:
         write_small_datasets(root, behavior)
-    raw = [
-        {
-            "question": f"Item{i} asks{i}?\n\nChoices:\n (A) yes{i}\n (B) no{i}",
-            "answer_matching_behavior": f"({'AB'[i % 2]})",
-            "answer_not_matching_behavior": f"({'BA'[i % 2]})",
-        }
-        for i in range(70)
-    ]
-    put_json(root / "datasets" / "raw" / "myopic-reward" / "dataset.json", raw)
+    write_raw_dataset(root, "myopic-reward")
 
 
 def run(folder: Path, *only: str, **environment: str) -> Path:

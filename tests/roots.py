@@ -49,6 +49,19 @@ def _pair(question: str, index: int) -> dict[str, str]:
     }
 
 
+def write_raw_dataset(root: Path, behavior: str, n_pairs: int = 70) -> Path:
+    """A raw set whose questions share no words."""
+    pairs = [
+        {
+            "question": f"Item{i} asks{i}?\n\nChoices:\n (A) yes{i}\n (B) no{i}",
+            "answer_matching_behavior": f"({'AB'[i % 2]})",
+            "answer_not_matching_behavior": f"({'BA'[i % 2]})",
+        }
+        for i in range(n_pairs)
+    ]
+    return put_json(root / "datasets" / "raw" / behavior / "dataset.json", pairs)
+
+
 def _fact(index: int) -> dict[str, str]:
     return {
         "prompt": f"What is {index} and {index}?\n\nChoices:\n(A) {2 * index}\n(B) {3 * index + 1}",

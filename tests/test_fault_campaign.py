@@ -17,7 +17,7 @@ import pytest
 
 from tests.judge_server import JudgeServer, Request, Response
 from tests.models import N_LAYERS, random_vector
-from tests.roots import TINY_LABEL, put_json, snapshot, write_small_datasets, write_vector
+from tests.roots import TINY_LABEL, snapshot, write_raw_dataset, write_small_datasets, write_vector
 from tests.script_processes import End, ScriptProcess, run_script
 
 N_KILLS = int(os.environ.get("CAA_KILLS", "3"))
@@ -57,16 +57,8 @@ def template(folder: Path) -> Path:
     root = folder / "template"
     for place, behavior in enumerate((*BEHAVIORS, "myopic-reward")):
         write_small_datasets(root, behavior)
-        path = root / "datasets" / "generate" / behavior / "generate_dataset.json"
-        pairs = [
-            {
-                "question": f"Question {i} of {behavior}?\n\nChoices:\n (A) yes\n (B) no",
-                "answer_matching_behavior": f"({'AB'[i % 2]})",
-                "answer_not_matching_behavior": f"({'BA'[i % 2]})",
-            }
-            for i in range(12)
-        ]
-        put_json(path, pairs)
+        pairs = write_raw_dataset(root, behavior, 12)
+        shutil.move(pairs, root / "datasets" / "generate" / behavior / "generate_dataset.json")
         for layer in range(N_LAYERS):
             made = write_vector(root, behavior, layer, random_vector(10 * place + layer))
             if behavior in BEHAVIORS:
@@ -75,15 +67,7 @@ def template(folder: Path) -> Path:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(made, target)
     for behavior in ("hallucination", "corrigible-neutral-HHH"):
-        raw = [
-            {
-                "question": f"Item{i} asks{i} of {behavior}?\n\nChoices:\n (A) yes{i}\n (B) no{i}",
-                "answer_matching_behavior": f"({'AB'[i % 2]})",
-                "answer_not_matching_behavior": f"({'BA'[i % 2]})",
-            }
-            for i in range(70)
-        ]
-        put_json(root / "datasets" / "raw" / behavior / "dataset.json", raw)
+        write_raw_dataset(root, behavior)
     for kind in (["--type", "ab"], ["--type", "open_ended", "--max_new_tokens", "5"]):
         flags = ["--root", "template", "--behaviors", "refusal", *MODEL, "--layers", "1", "2", *kind]
         assert run_script(folder, "prompting_with_steering", flags).code == 0

@@ -4,7 +4,6 @@ import argparse
 import errno
 import io
 import logging
-import math
 import os
 import shlex
 import signal
@@ -17,7 +16,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
-from utils import processes
+from utils import flag_values, processes
 from utils.behaviors import BEHAVIORS
 from utils.errors import UserError
 from utils.models import MODEL_SIZES, ModelChoice, choose_model
@@ -39,7 +38,7 @@ def make_parser(docstring: str | None) -> argparse.ArgumentParser:
         help="folder that holds datasets/, vectors/, results/ and the like (default: the repository)",
     )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="make outputs again that are already there")
-    parser.add_argument("--seed", type=_seed, default=0, help="seed of everything random (default: 0)")
+    parser.add_argument("--seed", type=flag_values.seed, default=0, help="seed of everything random (default: 0)")
     parser.add_argument("--verbose", action="store_true", help="log more, with a traceback for every error")
     return parser
 
@@ -53,14 +52,14 @@ def add_behaviors(parser: argparse.ArgumentParser) -> None:
 
 def add_layers(parser: argparse.ArgumentParser, default: str = "all of the model") -> None:
     parser.add_argument(
-        "--layers", nargs="+", type=_layer, metavar="N",
+        "--layers", nargs="+", type=flag_values.layer, metavar="N",
         help=f"decoder layers, counted from 0 (default: {default})",
     )  # fmt: skip
 
 
 def add_multipliers(parser: argparse.ArgumentParser, default: Sequence[float] | None, help_default: str) -> None:
     parser.add_argument(
-        "--multipliers", nargs="+", type=_finite_float, default=default, metavar="X",
+        "--multipliers", nargs="+", type=flag_values.finite_float, default=default, metavar="X",
         help=f"multiples of the steering vector that are added; 0 is no steering (default: {help_default})",
     )  # fmt: skip
 
@@ -100,7 +99,7 @@ def add_compute(parser: argparse.ArgumentParser) -> None:
     """Flags that say how a model is run."""
     add_device(parser)
     parser.add_argument(
-        "--batch_size", type=_batch_size, default="auto", metavar="N",
+        "--batch_size", type=flag_values.batch_size, default="auto", metavar="N",
         help="questions or pairs in one forward pass (default: auto, from the free memory)",
     )  # fmt: skip
     parser.add_argument(
@@ -330,33 +329,3 @@ def progress(iterable: Any = None, **options: Any) -> Any:
 
     silent = not (sys.stderr.isatty() and processes.is_main())
     return tqdm(iterable, dynamic_ncols=True, disable=silent, **options)
-
-
-def _layer(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative; layers are counted from 0")
-    return value
-
-
-def _finite_float(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
-    return value + 0.0  # -0.0 becomes 0.0, which names the same thing
-
-
-def _batch_size(text: str) -> int | str:
-    if text == "auto":
-        return text
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return value
-
-
-def _seed(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**32:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 4294967295")
-    return value

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
@@ -26,6 +27,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 from utils.behaviors import Side
 from utils.chat_format import ChatFormat
 from utils.contrast_data import ChoiceItem, ContrastPair
+from utils.errors import UserError
 from utils.finetuning_run import CheckpointSteps, Diverged, TrainingReport
 from utils.loading import find_decoder_layers
 
@@ -259,6 +261,16 @@ class AnswerTrainer(Trainer):
 
     It makes the data loaders itself: the base class takes the folder `datasets/` for the library of that name.
     """
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        try:
+            super()._save_checkpoint(model, trial)
+        except (RuntimeError, SafetensorError) as err:  # what torch and safetensors make of an OSError
+            reason = str(err).splitlines()[0]
+            raise UserError(
+                f"no checkpoint could be written to {self.args.output_dir} ({reason}); see to its folder and the space "
+                "there, or use --checkpoints 0, and run again"
+            ) from err
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         optimizer = optimizer or self.optimizer

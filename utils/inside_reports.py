@@ -4,12 +4,12 @@ import argparse
 import hashlib
 import json
 import logging
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from utils import flag_values
 from utils.behaviors import BEHAVIORS, get_behavior
 from utils.cli import EXIT_DONE, add_device, check_layers, data_paths, model_filter
 from utils.errors import UserError
@@ -42,16 +42,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt", metavar="TEXT",
         help="a page with this prompt and the model's answer, each token coloured by its cosine with a vector",
     )  # fmt: skip
-    inside.add_argument("--layer", type=int, metavar="N", help="with --prompt: the layer that is shown first")
+    inside.add_argument(
+        "--layer", type=flag_values.layer, metavar="N", help="with --prompt: the layer that is shown first"
+    )
     inside.add_argument(
         "--behavior", choices=list(BEHAVIORS), metavar="ID", help="with --prompt: the behavior that is shown first"
     )
     inside.add_argument(
-        "--multiplier", type=float, metavar="X",
+        "--multiplier", type=flag_values.finite_float, metavar="X",
         help="with --prompt: steer the answer with that layer's and behavior's vector (default: 0, no steering)",
     )  # fmt: skip
     inside.add_argument(
-        "--max_new_tokens", type=int, metavar="N",
+        "--max_new_tokens", type=flag_values.positive_int, metavar="N",
         help=f"with --prompt: longest answer, in tokens (default: {DEFAULT_NEW_TOKENS})",
     )  # fmt: skip
     add_device(inside)
@@ -71,14 +73,8 @@ def asked_for(args: argparse.Namespace) -> bool:
         return bool(args.decode)
     if args.layer is None or args.behavior is None:
         raise UserError("--prompt needs --layer and --behavior: what the page shows first")
-    if args.layer < 0:
-        raise UserError(f"--layer {args.layer} is negative; layers are counted from 0")
     if not args.prompt.strip():
         raise UserError("--prompt is empty; give the text of a question")
-    if args.multiplier is not None and not math.isfinite(args.multiplier):
-        raise UserError(f"--multiplier {args.multiplier} is not a finite number")
-    if args.max_new_tokens is not None and args.max_new_tokens < 1:
-        raise UserError(f"--max_new_tokens {args.max_new_tokens} is less than 1")
     return True
 
 
