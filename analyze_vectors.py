@@ -80,7 +80,7 @@ class ModelVectors:
 
 def run(args: argparse.Namespace) -> int:
     if inside_reports.asked_for(args):
-        return inside_reports.run(args)
+        return look_inside(args)
     paths = data_paths(args)
     models = load_models(args, paths)
     for vectors in models.values():
@@ -91,6 +91,24 @@ def run(args: argparse.Namespace) -> int:
     log.info(
         "models: %d; wrote %d figures, skipped %d that show these numbers already (--overwrite makes them again)",
         len(models), n_written, len(planned) - n_written,
+    )  # fmt: skip
+    return EXIT_DONE
+
+
+def look_inside(args: argparse.Namespace) -> int:
+    """Make the reports for which the model itself is needed."""
+    choice, reports = inside_reports.plan(args)
+    waiting = [report for report in reports if args.overwrite or not report.is_there()]
+    if waiting:
+        from llama_wrapper import LlamaWrapper
+
+        model = LlamaWrapper.load(choice, args.device, args.dtype, over_all_devices=args.device_map == "auto")
+        for report in waiting:
+            report.make(model)
+            log.info("wrote %s (%s)", report.stem, ", ".join(suffix[1:] for suffix in (*report.suffixes, ".txt")))
+    log.info(
+        "wrote %d reports, skipped %d that show these vectors already (--overwrite makes them again)",
+        len(waiting), len(reports) - len(waiting),
     )  # fmt: skip
     return EXIT_DONE
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from utils import flag_values
 from utils.behaviors import BEHAVIORS, get_behavior
-from utils.cli import EXIT_DONE, add_device, check_layers, data_paths, model_filter
+from utils.cli import add_device, check_layers, data_paths, model_filter
 from utils.errors import UserError
 from utils.models import ModelChoice
 from utils.paths import DataPaths
@@ -78,9 +78,14 @@ def asked_for(args: argparse.Namespace) -> bool:
     return True
 
 
-def run(args: argparse.Namespace) -> int:
+def plan(args: argparse.Namespace) -> "tuple[ModelChoice, list[Report]]":
+    """The model and the reports that the flags ask for, whether they are there already or not.
+
+    Raises:
+        UserError: If the model cannot be told, or vectors are missing.
+    """
     paths = data_paths(args)
-    reports: list[_Report] = []
+    reports: list[Report] = []
     if args.decode:
         choice, layers_of = _vectors_asked_for(args, paths, normalized=False)
         for behavior, layers in layers_of.items():
@@ -88,19 +93,7 @@ def run(args: argparse.Namespace) -> int:
     if args.prompt is not None:
         choice, layers_of = _vectors_asked_for(args, paths, normalized=True)
         reports.append(_TokenPage(args, paths, choice, layers_of))
-    waiting = [report for report in reports if args.overwrite or not report.is_there()]
-    if waiting:
-        from llama_wrapper import LlamaWrapper
-
-        model = LlamaWrapper.load(choice, args.device, args.dtype, over_all_devices=args.device_map == "auto")
-        for report in waiting:
-            report.make(model)
-            log.info("wrote %s (%s)", report.stem, ", ".join(suffix[1:] for suffix in (*report.suffixes, ".txt")))
-    log.info(
-        "wrote %d reports, skipped %d that show these vectors already (--overwrite makes them again)",
-        len(waiting), len(reports) - len(waiting),
-    )  # fmt: skip
-    return EXIT_DONE
+    return choice, reports
 
 
 # --- which vectors ---------------------------------------------------------------------------------
@@ -175,7 +168,7 @@ def _fingerprint(vectors: "Iterable[Mapping[int, Tensor]]") -> str:
 # --- the reports -----------------------------------------------------------------------------------
 
 
-class _Report:
+class Report:
     """Files whose text says what they were made from; they are there when it says the same again."""
 
     stem: Path
@@ -197,7 +190,7 @@ class _Report:
         return files[-1].read_bytes().startswith(head.encode())
 
 
-class _Decoding(_Report):
+class _Decoding(Report):
     """What one behavior's vectors decode to, at each layer."""
 
     suffixes = (".png", ".pdf")
@@ -229,7 +222,7 @@ class _Decoding(_Report):
             save_figure(figure, self.stem, vector_decoding_table(decoding, self.notes))
 
 
-class _TokenPage(_Report):
+class _TokenPage(Report):
     """A prompt and its answer, coloured by any of the behaviors' vectors at any layer."""
 
     suffixes = (".html",)
