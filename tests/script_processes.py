@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -49,7 +50,7 @@ class ScriptProcess:
 
     def send(self, number: signal.Signals) -> None:
         assert self._process.pid is not None
-        if self._process.is_alive():
+        with suppress(ProcessLookupError):  # it has ended
             os.kill(self._process.pid, number)
 
     def end(self, timeout: float = 120.0) -> End:

@@ -40,6 +40,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "analyze_vectors": ("--behaviors", "refusal", "--model", TINY_LABEL, "--layers", "1", "2"),
 }  # fmt: skip
 SLOW_JUDGE = 0.01  # seconds an answer
+PARSING = 0.05  # seconds until a script has read its flags: before that Ctrl-C is Python's own affair
 FIGURES = (".png", ".pdf")
 
 
@@ -150,6 +151,36 @@ def assert_only_whole_files(root: Path, expected: dict[str, bytes], before: dict
             assert content in (before.get(name), expected.get(name)), name
 
 
+def hits(script: Script, number: signal.Signals, seconds: float, least: float = 0.0) -> Iterator[tuple[End, float]]:
+    """Runs on fresh roots that a signal hits at random moments of their work; those that end before do not count.
+
+    Args:
+        script: The script.
+        number: The signal.
+        seconds: The latest moment.
+        least: The earliest moment.
+
+    Yields:
+        How the run ended, and after how many seconds.
+    """
+    chance = random.Random(script.name)
+    n_hits = 0
+    for _ in range(10 * N_KILLS):
+        script.fresh_root()
+        process = script.start()
+        time.sleep(chance.uniform(least, max(seconds, 2 * least)))
+        process.send(number)
+        sent = time.monotonic()
+        end = process.end()
+        if end.code == 0:
+            continue
+        yield end, time.monotonic() - sent
+        n_hits += 1
+        if n_hits == N_KILLS:
+            return
+    pytest.fail("the script ends before a signal can hit it")
+
+
 @pytest.fixture(params=COMMANDS)
 def script(request: pytest.FixtureRequest, folder: Path, judge: JudgeServer, template: Path) -> Script:
     name = request.param.split(",")[0]
@@ -167,14 +198,8 @@ def test_a_killed_script_loses_nothing_and_the_next_run_leaves_what_an_undisturb
 ) -> None:
     expected, seconds = script.undisturbed()
     before = files(script.template)
-    chance = random.Random(script.name)
-    n_killed = 0
-    for _ in range(N_KILLS):
-        script.fresh_root()
-        process = script.start()
-        time.sleep(chance.uniform(0, seconds))
-        process.send(signal.SIGKILL)
-        n_killed += process.end().code == -signal.SIGKILL
+    for killed, _ in hits(script, signal.SIGKILL, seconds):
+        assert killed.code == -signal.SIGKILL
         judge.wait_until_idle()
         assert_only_whole_files(script.root, expected, before)
         done = {} if "--overwrite" in script.flags else finished(script.root, expected)
@@ -182,7 +207,6 @@ def test_a_killed_script_loses_nothing_and_the_next_run_leaves_what_an_undisturb
         assert end.code == 0, end.stderr
         assert files(script.root) == expected
         assert done.items() <= finished(script.root, expected).items(), "made again"
-    assert n_killed > 0
 
 
 def test_a_script_that_is_killed_again_and_again_ends_as_an_undisturbed_one(script: Script, judge: JudgeServer) -> None:
@@ -205,28 +229,16 @@ def test_a_script_that_is_killed_again_and_again_ends_as_an_undisturbed_one(scri
 def test_ctrl_c_ends_a_script_within_two_seconds_with_one_line(script: Script) -> None:
     expected, seconds = script.undisturbed()
     before = files(script.template)
-    chance = random.Random(script.name)
-    n_interrupted = 0
-    for _ in range(N_KILLS):
-        script.fresh_root()
-        process = script.start()
-        time.sleep(chance.uniform(0.02, seconds))
-        process.send(signal.SIGINT)
-        sent = time.monotonic()
-        end = process.end()
-        assert time.monotonic() - sent < 2
-        if end.code == 0:
-            continue  # it was faster
+    for end, seconds_to_end in hits(script, signal.SIGINT, seconds, PARSING):
+        assert seconds_to_end < 2
         assert end.code == 130, end.stderr
         assert "Traceback" not in end.stderr
         [line] = [line for line in end.stderr.splitlines() if "interrupted" in line]
         assert "finished work is saved; to go on, run: " in line
-        n_interrupted += 1
         assert_only_whole_files(script.root, expected, before)
         assert not [name for name in files(script.root) if name.endswith(".tmp")]
         assert script.run().code == 0
         assert files(script.root) == expected
-    assert n_interrupted > 0
 
 
 # --- two at once ------------------------------------------------------------------------------------

@@ -297,10 +297,10 @@ def _report(message: str, code: int, args: argparse.Namespace | None) -> int:
 
 def exit_with(code: int) -> NoReturn:
     """Leave the process with `code`; after Ctrl-C without waiting for libraries to wind down."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done: there is nothing left to interrupt
     code = _flush_stdout() or code
     logging.shutdown()
     if code == EXIT_INTERRUPTED:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
         os._exit(code)
     sys.exit(code)
 
