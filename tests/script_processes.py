@@ -50,8 +50,9 @@ class ScriptProcess:
 
     def send(self, number: signal.Signals) -> None:
         assert self._process.pid is not None
-        with suppress(ProcessLookupError):  # it has ended
-            os.kill(self._process.pid, number)
+        if self._process.is_alive():
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(self._process.pid, number)
 
     def end(self, timeout: float = 120.0) -> End:
         self._process.join(timeout)
