@@ -291,9 +291,10 @@ def finetune(task: Task, arguments: "TrainingArguments") -> bool:
             start_run_folder(task.run_dir, described, checkpoint)
         device = "cpu" if is_sharded(arguments) else str(arguments.device)
         model = LlamaWrapper.load(task.choice, device, "float32")
+        record = {**model.provenance(), "command": args.command, **described}  # of the weights as they were loaded
         weights, history = train(task, model, arguments, checkpoint)
         if is_main:
-            save(task, model, weights, history, described)
+            save(task, weights, history, record)
         processes.wait_for_everyone()
         processes.destroy_process_group()
     return True
@@ -359,19 +360,17 @@ def run_trainer(trainer: "Trainer", checkpoint: Path | None) -> None:
         ) from err
 
 
-def save(
-    task: Task, model: "LlamaWrapper", weights: "dict[str, Tensor]", history: "History", described: dict[str, Any]
-) -> None:
+def save(task: Task, weights: "dict[str, Tensor]", history: "History", record: dict[str, Any]) -> None:
     """Write the log, then the weights, which say that all is there; then the run's folder goes."""
     from utils.artifact_io import record_provenance, save_tensor
     from utils.finetuning_log import save_history
 
-    record = {**model.provenance(), "command": task.args.command, **described}
     record_provenance(task.weights_path.parent, [task.weights_path.name], record)
     before, after = history.before, history.after
     what = "all weights" if task.settings.layer is None else f"layer {task.settings.layer}"
     how = f"{what} (LoRA)" if task.args.lora else what
-    title = f"{get_behavior(task.settings.behavior).label}, fine-tuned {task.settings.direction}, {how}, {model.label}"
+    label = get_behavior(task.settings.behavior).label
+    title = f"{label}, fine-tuned {task.settings.direction}, {how}, {task.choice.label}"
     notes = [f"{key}: {value}" for key, value in record.items()]
     notes += [f"held-out questions: {len(task.items)}", f"before: {before}", f"after: {after}"]
     save_history(task.run_dir, history, title, notes)

@@ -34,9 +34,8 @@ from utils.models import ModelChoice
 from utils.paths import DataPaths, vector_name
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from llama_wrapper import LlamaWrapper
+    from utils.extraction import PairSums
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
         for behavior in args.behaviors
     }
     for behavior, missing in wanted.items():
+        if not args.overwrite:
+            _forget_finished(paths, behavior, choice, args.save_activations)
         _warn_of_other_dataset(paths, behavior, [layer for layer in layers if layer not in missing], choice)
     n_skipped = sum(len(layers) - len(missing) for missing in wanted.values())
     if not any(wanted.values()):
@@ -95,74 +96,48 @@ def generate_behavior(
     args: argparse.Namespace,
 ) -> int:
     """Write one behavior's vectors (and activations); returns how many vectors."""
-    import torch
+    from utils.artifact_io import record_provenance
+    from utils.extraction import PairSums, sums_path
 
-    from utils.artifact_io import record_provenance, save_tensor
-
-    total = torch.zeros(len(layers), model.d_model, dtype=torch.float64)
-    kept = _ActivationTables(len(pairs), layers, model.d_model) if args.save_activations else None
     batch_size = None if args.batch_size == "auto" else args.batch_size
+    run_record = _provenance(model, paths.generate_dataset(behavior), len(pairs), args)
+    depends_on = {**run_record, "command": None, "packed": not args.no_packing, "batch_size": batch_size}
+    vectors_dir = paths.vectors_dir(behavior, normalized=False)
+    kept_at = sums_path(vectors_dir, model.label, depends_on)
+    sums = PairSums(kept_at, layers, len(pairs), model.d_model, keep_all=args.save_activations)
+    sums.restore()
     read = model.answer_activations_plainly if args.no_packing else model.answer_activations
     options = {} if args.no_packing else {"batch_size": batch_size}
-    with progress(total=len(pairs), desc=f"{behavior}: contrast pairs", unit="pair") as bar:
-        for indices, positive, negative in read(pairs, layers, **options):
-            total += (positive.double() - negative.double()).sum(dim=0)
-            if kept:
-                kept.put(indices, positive, negative)
+    done = frozenset(sums.done)
+    with progress(total=len(pairs), initial=len(done), desc=f"{behavior}: contrast pairs", unit="pair") as bar:
+        for indices, positive, negative in read(pairs, layers, skip=done, **options):
+            sums.add(indices, positive, negative)
+            sums.save_if_due()
             bar.update(len(indices))
-    total = torch.stack(processes.gather(total)).sum(dim=0)
-    if kept:
-        kept.merge(processes.gather(kept))
-    if broken := [layer for layer, row in zip(layers, total.isfinite().all(dim=1), strict=True) if not row]:
+    sums.gather()
+    if broken := [layer for layer, row in zip(layers, sums.total.isfinite().all(dim=1), strict=True) if not row]:
+        sums.forget()
         raise UserError(
             f"{behavior}: the activations of {model.label} are not finite in {model.dtype} at layers "
             f"{', '.join(map(str, broken))}; use --dtype float32 or bfloat16"
         )
-    if not processes.is_main():
-        return len(layers)
-
-    names = [vector_name(layer, model.label) for layer in layers]
-    vectors_dir = paths.vectors_dir(behavior, normalized=False)
-    record_provenance(vectors_dir, names, _provenance(model, paths.generate_dataset(behavior), len(pairs), args))
-    if kept:
-        kept.save(paths, behavior, model.label)
-    for index, name in enumerate(names):
-        save_tensor(vectors_dir / name, (total[index] / len(pairs)).float())
-    log.info("wrote %s: %d vectors from %d pairs", vectors_dir, len(names), len(pairs))
-    return len(names)
+    if processes.is_main():
+        record_provenance(vectors_dir, [vector_name(layer, model.label) for layer in layers], run_record)
+        write_vectors(sums, len(pairs), behavior, model.label, paths)
+        log.info("wrote %s: %d vectors from %d pairs", vectors_dir, len(layers), len(pairs))
+    processes.gather(None)  # nobody forgets before all is written
+    sums.forget()
+    return len(layers)
 
 
-class _ActivationTables:
-    """Activations of all pairs, in dataset order."""
+def write_vectors(sums: "PairSums", n_pairs: int, behavior: str, label: str, paths: DataPaths) -> None:
+    """Write activations, where they were kept, and vectors: a layer's vector says that all of its files are there."""
+    from utils.artifact_io import save_tensor
 
-    def __init__(self, n_pairs: int, layers: Sequence[int], d_model: int) -> None:
-        import torch
-
-        self.layers = layers
-        self.filled: list[int] = []  # rows
-        self.sides = {
-            "pos": torch.empty(len(layers), n_pairs, d_model),
-            "neg": torch.empty(len(layers), n_pairs, d_model),
-        }
-
-    def put(self, indices: list[int], positive: "Tensor", negative: "Tensor") -> None:
-        """Take in a batch, each [len(indices), n_layers, d_model]."""
-        self.filled += indices
-        self.sides["pos"][:, indices] = positive.transpose(0, 1)
-        self.sides["neg"][:, indices] = negative.transpose(0, 1)
-
-    def merge(self, tables: "Sequence[_ActivationTables]") -> None:
-        """Take in the rows that other processes have filled."""
-        for table in tables:
-            if table is not self:
-                self.put(table.filled, *(table.sides[side][:, table.filled].transpose(0, 1) for side in ("pos", "neg")))
-
-    def save(self, paths: DataPaths, behavior: str, label: str) -> None:
-        from utils.artifact_io import save_tensor
-
-        for side in ("pos", "neg"):
-            for index, layer in enumerate(self.layers):
-                save_tensor(paths.activations(behavior, side, layer, label), self.sides[side][index].clone())
+    for row, layer in enumerate(sums.layers):
+        for side, values in (sums.sides or {}).items():
+            save_tensor(paths.activations(behavior, side, layer, label), values[row].clone())
+        save_tensor(paths.vector(behavior, layer, label, normalized=False), (sums.total[row] / n_pairs).float())
 
 
 def _missing_layers(
@@ -175,6 +150,17 @@ def _missing_layers(
         return [vector, *(paths.activations(behavior, side, layer, choice.label) for side in ("pos", "neg"))]
 
     return [layer for layer in layers if not all(path.exists() for path in outputs(layer))]
+
+
+def _forget_finished(paths: DataPaths, behavior: str, choice: ModelChoice, with_activations: bool) -> None:
+    folder = paths.vectors_dir(behavior, normalized=False)
+    if not any(folder.glob(".sums_*")):
+        return
+    from utils.extraction import forget_finished
+
+    forget_finished(
+        folder, choice.label, lambda layers: not _missing_layers(paths, behavior, layers, choice, with_activations)
+    )
 
 
 def _warn_of_other_dataset(paths: DataPaths, behavior: str, layers: Sequence[int], choice: ModelChoice) -> None:

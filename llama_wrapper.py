@@ -7,10 +7,12 @@ Every fast path has a plain one beside it that runs one full sequence a combinat
 (`score_plainly`, `answer_activations_plainly`); it is the reference that the fast path is held to.
 """
 
+import hashlib
 import logging
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -127,6 +129,17 @@ class LlamaWrapper:
     def dtype(self) -> torch.dtype:
         return self.model.dtype
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tells these weights from others: a hash of a few values of every parameter."""
+        digest = hashlib.sha256()
+        for name, weights in self.model.named_parameters():
+            digest.update(f"{name} {tuple(weights.shape)}".encode())
+            if weights.numel() and weights.device.type != "meta":  # as accelerate leaves what it has put on a disk
+                places = torch.linspace(0, weights.numel() - 1, 16, device=weights.device).long()
+                digest.update(weights.detach().flatten()[places].float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
     def provenance(self) -> dict[str, str | None]:
         """What to note beside everything that is computed with this model."""
         import transformers
@@ -134,6 +147,7 @@ class LlamaWrapper:
         return {
             "model": self.label,
             "revision": getattr(self.model.config, "_commit_hash", None),
+            "weights_fingerprint": self.fingerprint,
             "dtype": str(self.dtype).removeprefix("torch."),
             "prompt_format": self.chat_format.name,
             "torch": torch.__version__,
@@ -182,7 +196,11 @@ class LlamaWrapper:
         return decode_intermediate(self, transcript, layers, positions, steering, **options)
 
     def answer_activations(
-        self, pairs: Sequence[ContrastPair], layers: Sequence[int], batch_size: int | None = None
+        self,
+        pairs: Sequence[ContrastPair],
+        layers: Sequence[int],
+        batch_size: int | None = None,
+        skip: Collection[int] = (),
     ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
         """Read the residual stream at the answer letter of both halves of each contrast pair.
 
@@ -193,6 +211,7 @@ class LlamaWrapper:
             pairs: The contrast pairs.
             layers: Layers to read, ascending.
             batch_size: Pairs in one pass; None for as many as fit.
+            skip: Pairs that are not needed; they may come all the same, in the company of others.
 
         Yields:
             Indices into `pairs`, and the activations of their positive and negative halves, each
@@ -216,18 +235,19 @@ class LlamaWrapper:
         if packable and not self._guard_reading(pairs, by_length, layers, read):
             packable = []
         widths = [len(prompts[i]) + 2 for i in packable]
-        for batch, (positive, negative) in self._in_batches(packable, widths, read, batch_size):
+        for batch, (positive, negative) in self._in_batches(packable, widths, read, batch_size, skip):
             yield batch, positive, negative
         rest = sorted(set(range(len(pairs))) - set(packable))
-        for batch, positive, negative in self.answer_activations_plainly([pairs[i] for i in rest], layers):
+        done = {place for place, i in enumerate(rest) if i in skip}
+        for batch, positive, negative in self.answer_activations_plainly([pairs[i] for i in rest], layers, done):
             yield [rest[i] for i in batch], positive, negative
 
     def answer_activations_plainly(
-        self, pairs: Sequence[ContrastPair], layers: Sequence[int]
+        self, pairs: Sequence[ContrastPair], layers: Sequence[int], skip: Collection[int] = ()
     ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
         """The same as `answer_activations`, with one full sequence for each half of each pair."""
         for index, pair in enumerate(pairs):
-            if processes.is_mine(index):
+            if index not in skip and processes.is_mine(index):
                 positive, negative = self._read_plainly(pair, layers)
                 yield [index], positive[None], negative[None]
 
