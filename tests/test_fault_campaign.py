@@ -19,6 +19,7 @@ from tests.judge_server import JudgeServer, Request, Response
 from tests.models import N_LAYERS, random_vector
 from tests.roots import TINY_LABEL, snapshot, write_raw_dataset, write_small_datasets, write_vector
 from tests.script_processes import End, ScriptProcess, run_script
+from utils.artifact_io import save_tensor
 
 N_KILLS = int(os.environ.get("CAA_KILLS", "3"))
 BEHAVIORS = ("sycophancy", "refusal")
@@ -39,6 +40,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "plot_results": (*("--behaviors", "refusal", *MODEL, "--layers", "1"), "--type", "ab"),
     "analyze_vectors": ("--behaviors", "refusal", "--model", TINY_LABEL, "--layers", "1", "2"),
 }  # fmt: skip
+MANY_LAYERS, MANY_PAIRS = 60, 2000  # so that there is time to hit the quick scripts
 SLOW_JUDGE = 0.01  # seconds an answer
 PARSING = 0.05  # seconds until a script has read its flags: before that Ctrl-C is Python's own affair
 FIGURES = (".png", ".pdf")
@@ -61,14 +63,14 @@ def template(folder: Path) -> Path:
         pairs = write_raw_dataset(root, behavior, 12)
         shutil.move(pairs, root / "datasets" / "generate" / behavior / "generate_dataset.json")
         for layer in range(N_LAYERS):
-            made = write_vector(root, behavior, layer, random_vector(10 * place + layer))
-            if behavior in BEHAVIORS:
-                for label in (TINY_LABEL, "other"):
-                    target = root / "vectors" / behavior / f"vec_layer_{layer}_{label}.pt"
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(made, target)
+            write_vector(root, behavior, layer, random_vector(10 * place + layer))
+    for place, behavior in enumerate(BEHAVIORS):
+        for layer in range(MANY_LAYERS):
+            for label in ("other", TINY_LABEL)[: 2 if layer < N_LAYERS else 1]:
+                path = root / "vectors" / behavior / f"vec_layer_{layer}_{label}.pt"
+                save_tensor(path, random_vector(10 * place + layer))
     for behavior in ("hallucination", "corrigible-neutral-HHH"):
-        write_raw_dataset(root, behavior)
+        write_raw_dataset(root, behavior, MANY_PAIRS)
     for kind in (["--type", "ab"], ["--type", "open_ended", "--max_new_tokens", "5"]):
         flags = ["--root", "template", "--behaviors", "refusal", *MODEL, "--layers", "1", "2", *kind]
         assert run_script(folder, "prompting_with_steering", flags).code == 0
