@@ -141,6 +141,22 @@ def test_sums_of_other_data_weights_or_batches_are_not_taken(
     assert sorted(added) == list(range(N_PAIRS))
 
 
+def test_sums_without_activations_leave_no_trace_where_activations_are_asked_for(
+    generate: Generate, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert generate("--save_activations") == 0
+    vectors = {name: content for name, content in made(root).items() if name.endswith(".pt")}
+    for name in made(root):
+        (root / name).unlink()
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        assert generate() == 130
+    added = count_pairs(monkeypatch)
+    assert generate("--save_activations") == 0
+    assert sorted(added) == list(range(N_PAIRS))
+    assert {name: content for name, content in made(root).items() if name.endswith(".pt")} == vectors
+
+
 def test_sums_left_behind_finished_vectors_go_with_the_next_run_and_others_stay(
     generate: Generate, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,14 +75,14 @@ class PairSums:
         try:
             kept = load_tensor_file(self.path)
             rows = [kept["layers"].tolist().index(layer) for layer in self.layers]
-            self.total = kept["total"][rows]
-            if self.sides:
-                for side, values in self.sides.items():
-                    values[:, kept["done"]] = kept[side][rows]
-            self.done = kept["done"].tolist()
+            total, done = kept["total"][rows], kept["done"].tolist()
+            sides = {side: kept[side][rows] for side in self.sides or ()}
         except (UserError, KeyError, ValueError) as err:  # damaged, without activations, or of fewer layers
             log.debug("%s is of no use: %s", self.path, err)
             return
+        self.total, self.done = total, done
+        for side, values in (self.sides or {}).items():
+            values[:, done] = sides[side]
         log.info("going on behind the %d pairs of an interrupted run", len(self.done))
 
     def gather(self) -> None:
