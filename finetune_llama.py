@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils import flag_values
 from utils.behaviors import BEHAVIORS, get_behavior
-from utils.cli import EXIT_DONE, add_model, data_paths, exit_with, make_parser, model_choice, run_main
+from utils.cli import EXIT_DONE, add_model, check_layers, data_paths, exit_with, make_parser, model_choice, run_main
 from utils.contrast_data import ChoiceItem, ContrastPair, load_choice_items, load_contrast_pairs
 from utils.errors import UserError
 from utils.models import ModelChoice
@@ -180,8 +180,8 @@ def plan(args: argparse.Namespace) -> Task:
     from utils.loading import load_config
 
     n_layers = load_config(choice).num_hidden_layers
-    if args.layer is not None and not 0 <= args.layer < n_layers:
-        raise UserError(f"--layer {args.layer}: {choice.label} has layers 0 to {n_layers - 1}")
+    if args.layer is not None:
+        check_layers([args.layer], n_layers, choice.label, "--layer")
     few = args.lora or args.layer is not None
     default_lr = SGD_LR if args.optimizer == "sgd" else ADAMW_LR_OF_FEW if few else ADAMW_LR
     settings = FinetuneSettings(

@@ -143,7 +143,7 @@ def check_layers(requested: Sequence[int] | None, n_layers: int, model_label: st
         UserError: If one is not a layer of the model.
     """
     layers = sorted(set(requested)) if requested else list(range(n_layers))
-    outside = [layer for layer in layers if layer >= n_layers]
+    outside = [layer for layer in layers if not 0 <= layer < n_layers]
     if outside:
         named = ", ".join(map(str, outside))
         raise UserError(f"{flag} {named}: {model_label} has layers 0 to {n_layers - 1}")
