@@ -29,23 +29,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from utils import inside_reports
 from utils.behaviors import BEHAVIORS
-from utils.cli import (
-    EXIT_DONE,
-    add_behaviors,
-    add_layers,
-    add_model_filter,
-    data_paths,
-    exit_with,
-    make_parser,
-    model_filter,
-    run_main,
-)
+from utils.cli.flags import add_behaviors, add_layers, add_model_filter, data_paths, make_parser, model_filter
+from utils.cli.run import EXIT_DONE, exit_with, run_main
 from utils.errors import UserError
-from utils.models import ModelChoice
+from utils.inside import reports as inside_reports
+from utils.model.checkpoints import ModelChoice
 from utils.paths import DataPaths
-from utils.vector_files import (
+from utils.vectors.files import (
     VectorTable,
     choice_of_label,
     find_vectors,
@@ -55,7 +46,7 @@ from utils.vector_files import (
 )
 
 if TYPE_CHECKING:
-    from utils.vector_plots import PlannedFigure
+    from utils.figures.vector_sets import PlannedFigure
 
 log = logging.getLogger(__name__)
 
@@ -90,8 +81,10 @@ def run(args: argparse.Namespace) -> int:
     n_written = sum(make_figure(figure, args.overwrite) for figure in planned)
     log.info(
         "models: %d; wrote %d figures, skipped %d that show these numbers already (--overwrite makes them again)",
-        len(models), n_written, len(planned) - n_written,
-    )  # fmt: skip
+        len(models),
+        n_written,
+        len(planned) - n_written,
+    )
     return EXIT_DONE
 
 
@@ -108,8 +101,9 @@ def look_inside(args: argparse.Namespace) -> int:
             log.info("wrote %s (%s)", report.stem, ", ".join(suffix[1:] for suffix in (*report.suffixes, ".txt")))
     log.info(
         "wrote %d reports, skipped %d that show these vectors already (--overwrite makes them again)",
-        len(waiting), len(reports) - len(waiting),
-    )  # fmt: skip
+        len(waiting),
+        len(reports) - len(waiting),
+    )
     return EXIT_DONE
 
 
@@ -185,8 +179,8 @@ def name_not_normalized(label: str, layers_of: dict[str, set[int]], normalized_o
 
 def check_normalisation(vectors: ModelVectors) -> None:
     """Warn where the normalised vectors are not what today's vectors would give."""
-    from utils.vector_analysis import normalisation_faults
-    from utils.vector_plots import aligned
+    from utils.figures.vector_sets import aligned
+    from utils.vectors.analysis import normalisation_faults
 
     before, after = vectors.before, vectors.after
     if after is None:
@@ -202,14 +196,16 @@ def check_normalisation(vectors: ModelVectors) -> None:
         log.warning(
             "%s: normalised vectors were made from other vectors than today's: %s; "
             "run: ./normalize_vectors.py --overwrite",
-            before.label, ", ".join(where),
-        )  # fmt: skip
+            before.label,
+            ", ".join(where),
+        )
     if faults.unequal_norms:
         log.warning(
             "%s: behaviors differ in norm after normalisation at layers %s (normalised apart from each other); "
             "run: ./normalize_vectors.py --overwrite",
-            before.label, layer_ranges(before.layers[index] for index in faults.unequal_norms),
-        )  # fmt: skip
+            before.label,
+            layer_ranges(before.layers[index] for index in faults.unequal_norms),
+        )
 
 
 # --- figures ---------------------------------------------------------------------------------------
@@ -225,7 +221,7 @@ def scope(args: argparse.Namespace, *, with_behaviors: bool) -> str:
 
 def plan_model(args: argparse.Namespace, paths: DataPaths, vectors: ModelVectors) -> "Iterator[PlannedFigure]":
     """All figures of one model."""
-    from utils import vector_plots
+    from utils.figures import vector_sets as vector_plots
 
     before = vectors.before
     wide, narrow = scope(args, with_behaviors=True), scope(args, with_behaviors=False)
@@ -242,7 +238,7 @@ def plan_model_pairs(
     args: argparse.Namespace, paths: DataPaths, models: dict[str, ModelVectors]
 ) -> "Iterator[PlannedFigure]":
     """The comparisons of chat and base models."""
-    from utils import vector_plots
+    from utils.figures import vector_sets as vector_plots
 
     for chat, base in vector_plots.chat_and_base(list(models)):
         tables = models[chat].before, models[base].before
@@ -256,7 +252,7 @@ def plan_model_pairs(
 
 def make_figure(figure: "PlannedFigure", overwrite: bool) -> bool:
     """Draw and save a figure unless it is there with the same numbers; returns whether it was made."""
-    from utils.plotting import figure_style, save_figure
+    from utils.figures.style import figure_style, save_figure
 
     if not overwrite and shows_these_numbers(figure):
         return False
@@ -268,7 +264,7 @@ def make_figure(figure: "PlannedFigure", overwrite: bool) -> bool:
 
 def shows_these_numbers(figure: "PlannedFigure") -> bool:
     """Whether all files are there and the text beside the figure says the same, up to rounding."""
-    from utils.plotting import with_suffix
+    from utils.figures.style import with_suffix
 
     files = [with_suffix(figure.stem, suffix) for suffix in (".png", ".pdf", ".txt")]
     if not all(path.exists() for path in files):

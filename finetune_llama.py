@@ -20,12 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils import flag_values
 from utils.behaviors import BEHAVIORS, get_behavior
-from utils.cli import EXIT_DONE, add_model, check_layers, data_paths, exit_with, make_parser, model_choice, run_main
-from utils.contrast_data import ChoiceItem, ContrastPair, load_choice_items, load_contrast_pairs
+from utils.cli import values as flag_values
+from utils.cli.flags import add_model, check_layers, data_paths, make_parser, model_choice
+from utils.cli.run import EXIT_DONE, exit_with, run_main
+from utils.data.records import ChoiceItem, ContrastPair, load_choice_items, load_contrast_pairs
 from utils.errors import UserError
-from utils.models import ModelChoice
+from utils.model.checkpoints import ModelChoice
 from utils.paths import DataPaths
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
 
     from llama_wrapper import LlamaWrapper
-    from utils.finetuning import FinetuneSettings
-    from utils.finetuning_log import History
+    from utils.finetuning.log import History
+    from utils.finetuning.training import FinetuneSettings
 
 log = logging.getLogger(__name__)
 
@@ -59,13 +60,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_model(parser)
     parser.add_argument(
-        "--device", choices=["auto", "cpu", "cuda", "mps"], default="auto",
+        "--device",
+        choices=["auto", "cpu", "cuda", "mps"],
+        default="auto",
         help="where to train; CUDA_VISIBLE_DEVICES says which GPU (default: the best there is)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--dtype", choices=["auto", "float32", "float16", "bfloat16"], default="auto",
+        "--dtype",
+        choices=["auto", "float32", "float16", "bfloat16"],
+        default="auto",
         help="arithmetic (autocast); the weights are float32 in any case (default: float32)",
-    )  # fmt: skip
+    )
     _add_training(parser)
     return parser
 
@@ -76,10 +81,12 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--optimizer", choices=["adamw", "sgd"], default="adamw", help="(default: adamw)")
     parser.add_argument(
-        "--lr", type=flag_values.positive_float, metavar="X",
+        "--lr",
+        type=flag_values.positive_float,
+        metavar="X",
         help="highest learning rate; it rises over the first tenth of the steps and then falls linearly to 0 "
         f"(default: {ADAMW_LR:g} with adamw, {ADAMW_LR_OF_FEW:g} with --layer or --lora too, {SGD_LR:g} with sgd)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--batch_size",
         type=flag_values.positive_int,
@@ -95,18 +102,25 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         help="forward passes a step (default: 1)",
     )
     parser.add_argument(
-        "--max_grad_norm", type=flag_values.non_negative_float, default=1.0, metavar="X",
+        "--max_grad_norm",
+        type=flag_values.non_negative_float,
+        default=1.0,
+        metavar="X",
         help="scale gradients down to this norm; 0 leaves them as they are (default: 1)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--checkpoints", type=flag_values.count, default=1, metavar="N",
+        "--checkpoints",
+        type=flag_values.count,
+        default=1,
+        metavar="N",
         help="checkpoints over the run, evenly spaced; an interrupted run goes on from the last (default: 1)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--resume", action="store_true",
+        "--resume",
+        action="store_true",
         help="fail where no interrupted run left a checkpoint (default: then start at the beginning); "
         "with --overwrite: go on from it instead of dropping it",
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True)
@@ -137,7 +151,7 @@ class Task:
 
     def describe(self, n_processes: int) -> dict[str, Any]:
         """What the weights depend on, for the provenance and for going on from a checkpoint."""
-        from utils.artifact_io import sha256_of
+        from utils.files.reading import sha256_of
 
         behavior = self.settings.behavior
         return {
@@ -176,8 +190,8 @@ def plan(args: argparse.Namespace) -> Task:
     pairs = load_contrast_pairs(paths.generate_dataset(args.behavior), hint)
     items = load_choice_items(paths.test_dataset(args.behavior, "ab"), "ab", hint)
 
-    from utils.finetuning import LORA_RANK, FinetuneSettings
-    from utils.loading import load_config
+    from utils.finetuning.training import LORA_RANK, FinetuneSettings
+    from utils.model.loading import load_config
 
     n_layers = load_config(choice).num_hidden_layers
     if args.layer is not None:
@@ -208,8 +222,8 @@ def check_finished(task: Task) -> None:
     Raises:
         UserError: If they are another model's.
     """
-    from utils.artifact_io import read_provenance
-    from utils.finetuning_run import forget_finished
+    from utils.files.provenance import read_provenance
+    from utils.finetuning.run import forget_finished
 
     forget_finished(task.run_dir, task.weights_path)
     made = read_provenance(task.weights_path) or {}
@@ -222,8 +236,11 @@ def check_finished(task: Task) -> None:
         key = differing[0]
         log.warning(
             "%s was made under other settings (%s was %s, now it is %s); --overwrite makes it again",
-            task.weights_path, key, made[key], now[key],
-        )  # fmt: skip
+            task.weights_path,
+            key,
+            made[key],
+            now[key],
+        )
 
 
 def prepare(task: Task) -> "TrainingArguments":
@@ -232,8 +249,7 @@ def prepare(task: Task) -> "TrainingArguments":
     Raises:
         UserError: If one of them does not suffice.
     """
-    from utils.finetuning import training_arguments
-    from utils.finetuning_run import (
+    from utils.finetuning.run import (
         check_arithmetic,
         check_disk,
         check_memory,
@@ -241,7 +257,8 @@ def prepare(task: Task) -> "TrainingArguments":
         estimate_footprint,
         is_sharded,
     )
-    from utils.loading import load_config, pick_device
+    from utils.finetuning.training import training_arguments
+    from utils.model.loading import load_config, pick_device
 
     check_writable(task.weights_path.parent)
     check_writable(task.run_dir.parent)
@@ -275,8 +292,8 @@ def finetune(task: Task, arguments: "TrainingArguments") -> bool:
         UserError: If there is a checkpoint in the way, the memory does not suffice, or the training diverges.
     """
     from llama_wrapper import LlamaWrapper
-    from utils.artifact_io import held_file
-    from utils.finetuning_run import checkpoint_to_resume, is_sharded, start_run_folder
+    from utils.files.writing import held_file
+    from utils.finetuning.run import checkpoint_to_resume, is_sharded, start_run_folder
 
     args, described = task.args, task.describe(arguments.world_size)
     processes: Any = arguments.distributed_state
@@ -308,18 +325,21 @@ def train(
     Raises:
         UserError: If the memory does not suffice or the training diverges; a diverged run leaves no checkpoint.
     """
-    from utils import finetuning
-    from utils.finetuning_log import History
-    from utils.finetuning_run import Diverged
+    from utils.finetuning import training as finetuning
+    from utils.finetuning.log import History
+    from utils.finetuning.run import Diverged
 
     settings, chat_format = task.settings, model.chat_format
     trained = finetuning.choose_trained(model.model, settings, model.label)
     log.info(
         "%s: %d contrast pairs, %d of %d parameters trained, learning rate %g%s",
-        task.name, len(task.pairs), finetuning.count_parameters(trained, trained=True),
-        finetuning.count_parameters(trained, trained=False), settings.lr,
+        task.name,
+        len(task.pairs),
+        finetuning.count_parameters(trained, trained=True),
+        finetuning.count_parameters(trained, trained=False),
+        settings.lr,
         f", going on from {checkpoint.name}" if checkpoint else "",
-    )  # fmt: skip
+    )
     trainer = finetuning.build_trainer(
         trained,
         arguments,
@@ -362,8 +382,9 @@ def run_trainer(trainer: "Trainer", checkpoint: Path | None) -> None:
 
 def save(task: Task, weights: "dict[str, Tensor]", history: "History", record: dict[str, Any]) -> None:
     """Write the log, then the weights, which say that all is there; then the run's folder goes."""
-    from utils.artifact_io import record_provenance, save_tensor
-    from utils.finetuning_log import save_history
+    from utils.files.provenance import record_provenance
+    from utils.files.writing import save_tensor
+    from utils.finetuning.log import save_history
 
     record_provenance(task.weights_path.parent, [task.weights_path.name], record)
     before, after = history.before, history.after

@@ -13,29 +13,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import processes
-from utils.cli import (
-    EXIT_DONE,
+from utils.cli.flags import (
     add_behaviors,
     add_compute,
     add_layers,
     add_model,
     check_layers,
     data_paths,
-    exit_with,
     make_parser,
     model_choice,
-    progress,
-    run_main,
 )
-from utils.contrast_data import ContrastPair, load_contrast_pairs
+from utils.cli.progress import progress
+from utils.cli.run import EXIT_DONE, exit_with, run_main
+from utils.data.records import ContrastPair, load_contrast_pairs
 from utils.errors import UserError
-from utils.models import ModelChoice
+from utils.model import processes
+from utils.model.checkpoints import ModelChoice
 from utils.paths import DataPaths, vector_name
 
 if TYPE_CHECKING:
     from llama_wrapper import LlamaWrapper
-    from utils.extraction import PairSums
+    from utils.vectors.sums import PairSums
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    from utils.loading import load_config
+    from utils.model.loading import load_config
 
     paths, choice = data_paths(args), model_choice(args)
     pairs = {
@@ -96,8 +94,8 @@ def generate_behavior(
     args: argparse.Namespace,
 ) -> int:
     """Write one behavior's vectors (and activations); returns how many vectors."""
-    from utils.artifact_io import record_provenance
-    from utils.extraction import PairSums, sums_path
+    from utils.files.provenance import record_provenance
+    from utils.vectors.sums import PairSums, sums_path
 
     batch_size = None if args.batch_size == "auto" else args.batch_size
     run_record = _provenance(model, paths.generate_dataset(behavior), len(pairs), args)
@@ -132,7 +130,7 @@ def generate_behavior(
 
 def write_vectors(sums: "PairSums", n_pairs: int, behavior: str, label: str, paths: DataPaths) -> None:
     """Write activations, where they were kept, and vectors: a layer's vector says that all of its files are there."""
-    from utils.artifact_io import save_tensor
+    from utils.files.writing import save_tensor
 
     for row, layer in enumerate(sums.layers):
         for side, values in (sums.sides or {}).items():
@@ -156,7 +154,7 @@ def _forget_finished(paths: DataPaths, behavior: str, choice: ModelChoice, with_
     folder = paths.vectors_dir(behavior, normalized=False)
     if not any(folder.glob(".sums_*")):
         return
-    from utils.extraction import forget_finished
+    from utils.vectors.sums import forget_finished
 
     forget_finished(
         folder, choice.label, lambda layers: not _missing_layers(paths, behavior, layers, choice, with_activations)
@@ -164,7 +162,8 @@ def _forget_finished(paths: DataPaths, behavior: str, choice: ModelChoice, with_
 
 
 def _warn_of_other_dataset(paths: DataPaths, behavior: str, layers: Sequence[int], choice: ModelChoice) -> None:
-    from utils.artifact_io import read_folder_provenance, sha256_of
+    from utils.files.provenance import read_folder_provenance
+    from utils.files.reading import sha256_of
 
     runs = read_folder_provenance(paths.vectors_dir(behavior, normalized=False))
     dataset = paths.generate_dataset(behavior)
@@ -177,7 +176,7 @@ def _warn_of_other_dataset(paths: DataPaths, behavior: str, layers: Sequence[int
 
 
 def _provenance(model: "LlamaWrapper", dataset: Path, n_pairs: int, args: argparse.Namespace) -> dict:
-    from utils.artifact_io import sha256_of
+    from utils.files.reading import sha256_of
 
     return {
         **model.provenance(),

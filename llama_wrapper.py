@@ -19,20 +19,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from utils import processes
-from utils.chat_format import ChatFormat, PromptTokens
-from utils.contrast_data import ContrastPair
+from utils.data.records import ContrastPair
 from utils.errors import UserError
-from utils.generation import Decoding, GenerationRow, generate_rows, generate_without_cache, left_padded
-from utils.loading import find_decoder_layers, load_checkpoint, load_weights_over, pick_device, pick_dtype
-from utils.models import ModelChoice
-from utils.packing import PackedBatch, tails_enter_late
-from utils.steering import RowSteering, Steering, capture_outputs
+from utils.model import processes
+from utils.model.chat_format import ChatFormat, PromptTokens
+from utils.model.checkpoints import ModelChoice
+from utils.model.generation import Decoding, GenerationRow, generate_rows, generate_without_cache, left_padded
+from utils.model.loading import find_decoder_layers, load_checkpoint, load_weights_over, pick_device, pick_dtype
+from utils.model.packing import PackedBatch, tails_enter_late
+from utils.model.steering import RowSteering, Steering, capture_outputs
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from utils.inspection import IntermediateDecoding, TokenProjections, Transcript
+    from utils.inside.readings import IntermediateDecoding, TokenProjections, Transcript
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -178,7 +178,7 @@ class LlamaWrapper:
         self, transcript: "Transcript", layer: int, vector: Tensor, steering: Steering | None = None
     ) -> "TokenProjections":
         """Cosine and dot product of every token's residual stream with a vector; see `inspection.project_tokens`."""
-        from utils.inspection import project_tokens
+        from utils.inside.readings import project_tokens
 
         return project_tokens(self, transcript, layer, vector, steering)
 
@@ -191,7 +191,7 @@ class LlamaWrapper:
         **options: Any,
     ) -> "IntermediateDecoding":
         """Likely next tokens by the inside of the blocks; see `inspection.decode_intermediate`."""
-        from utils.inspection import decode_intermediate
+        from utils.inside.readings import decode_intermediate
 
         return decode_intermediate(self, transcript, layers, positions, steering, **options)
 
@@ -225,8 +225,10 @@ class LlamaWrapper:
             packed = PackedBatch(
                 [prompts[i].ids for i in batch],
                 [[(positive,), (negative,)] for positive, negative in (letters[i] for i in batch)],
-                self._pad_id, self.device, self.dtype,
-            )  # fmt: skip
+                self._pad_id,
+                self.device,
+                self.dtype,
+            )
             halves = self._read_tail_ends(packed, layers)
             return halves[:, :, 0], halves[:, :, 1]
 
@@ -522,8 +524,10 @@ class LlamaWrapper:
         if len(packable) < len(lengths):
             log.warning(
                 "%d of %d prompts are longer than the attention window of %s; they run one combination at a time",
-                len(lengths) - len(packable), len(lengths), self.label,
-            )  # fmt: skip
+                len(lengths) - len(packable),
+                len(lengths),
+                self.label,
+            )
         return packable
 
     def _guard_reading(
@@ -575,8 +579,9 @@ class LlamaWrapper:
                 differ = f"do not equal plain ones here (relative difference {largest:.1e})"
                 log.warning(
                     "%s: packed passes %s; going on with one pass a combination",
-                    self.label, differ if math.isfinite(largest) else "fail here or give no numbers (see --verbose)",
-                )  # fmt: skip
+                    self.label,
+                    differ if math.isfinite(largest) else "fail here or give no numbers (see --verbose)",
+                )
         return self._packing_is_exact[path]
 
 

@@ -15,21 +15,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from utils.cli import (
-    EXIT_DONE,
-    add_behaviors,
-    add_layers,
-    add_model_filter,
-    data_paths,
-    exit_with,
-    make_parser,
-    model_filter,
-    progress,
-    run_main,
-)
+from utils.cli.flags import add_behaviors, add_layers, add_model_filter, data_paths, make_parser, model_filter
+from utils.cli.progress import progress
+from utils.cli.run import EXIT_DONE, exit_with, run_main
 from utils.errors import UserError
 from utils.paths import DataPaths, vector_name
-from utils.vector_files import find_vectors
+from utils.vectors.files import find_vectors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,8 +64,9 @@ def run(args: argparse.Namespace) -> int:
 
 def normalize_layer(paths: DataPaths, args: argparse.Namespace, layer: int, label: str) -> Counter[str]:
     """Write one layer's normalised vectors; counts those that it "wrote", "skipped" and (kept, unequal) "differ"."""
-    from utils.artifact_io import load_vector, save_tensor
-    from utils.steering import normalize_to_mean_norm
+    from utils.files.reading import load_vector
+    from utils.files.writing import save_tensor
+    from utils.model.steering import normalize_to_mean_norm
 
     vectors = {
         behavior: load_vector(paths.vector(behavior, layer, label, normalized=False)) for behavior in args.behaviors
@@ -100,7 +92,7 @@ def _equal(kept: "Tensor", computed: "Tensor") -> bool:
 
 
 def _record(paths: DataPaths, args: argparse.Namespace, behavior: str, layer: int, label: str) -> None:
-    from utils.artifact_io import record_provenance
+    from utils.files.provenance import record_provenance
 
     run = {"command": args.command, "behaviors": args.behaviors, "scaled_to": "mean norm over the behaviors"}
     record_provenance(paths.vectors_dir(behavior, normalized=True), [vector_name(layer, label)], run)

@@ -21,29 +21,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.cli import (
-    EXIT_DONE,
-    add_behaviors,
-    add_layers,
-    add_model,
-    data_paths,
-    exit_with,
-    make_parser,
-    model_choice,
-    progress,
-    run_main,
-)
-from utils.contrast_data import ContrastPair, load_contrast_pairs
+from utils.cli.flags import add_behaviors, add_layers, add_model, data_paths, make_parser, model_choice
+from utils.cli.progress import progress
+from utils.cli.run import EXIT_DONE, exit_with, run_main
+from utils.data.records import ContrastPair, load_contrast_pairs
 from utils.errors import UserError
-from utils.models import ModelChoice
+from utils.model.checkpoints import ModelChoice
 from utils.paths import DataPaths
-from utils.vector_files import find_activations, generate_command, layer_ranges
+from utils.vectors.files import find_activations, generate_command, layer_ranges
 
 if TYPE_CHECKING:
     from numpy import float64
     from numpy.typing import NDArray
 
-    from utils.vector_analysis import LayerActivations
+    from utils.vectors.analysis import LayerActivations
 
 log = logging.getLogger(__name__)
 
@@ -96,8 +87,11 @@ def find_available(args: argparse.Namespace, paths: DataPaths, choice: ModelChoi
             command = generate_command([behavior], missing, choice, activations=True)
             log.warning(
                 "%s: no activations of %s at layers %s; run: %s",
-                behavior, choice.label, layer_ranges(missing), command,
-            )  # fmt: skip
+                behavior,
+                choice.label,
+                layer_ranges(missing),
+                command,
+            )
     if without:
         command = generate_command(without, sorted(set(args.layers or ())), choice, activations=True)
         at = f" at layers {layer_ranges(args.layers)}" if args.layers else ""
@@ -145,7 +139,7 @@ def make_plan(
 
 def layers_on_sheet(sheet: Path) -> set[int]:
     """The layers that the sheet shows; none where there is no sheet, or its table is not readable."""
-    from utils.plotting import read_table, with_suffix
+    from utils.figures.style import read_table, with_suffix
 
     try:
         return {int(row["layer"]) for row in read_table(with_suffix(sheet, ".txt"))}
@@ -155,7 +149,7 @@ def layers_on_sheet(sheet: Path) -> set[int]:
 
 def is_current(stem: Path, inputs: Sequence[Path]) -> bool:
     """Whether all of a figure's files are there and none is older than what it was made from."""
-    from utils.plotting import with_suffix
+    from utils.figures.style import with_suffix
 
     outputs = [with_suffix(stem, suffix) for suffix in (".png", ".pdf", ".txt")]
     if not all(path.exists() for path in (*outputs, *inputs)):
@@ -168,7 +162,7 @@ def is_current(stem: Path, inputs: Sequence[Path]) -> bool:
 
 def plot_behavior(args: argparse.Namespace, paths: DataPaths, choice: ModelChoice, plan: Plan) -> int:
     """Make the planned figures; returns how many."""
-    from utils.pca_figures import Drawn, plot_layer, plot_sheet
+    from utils.figures.activations import Drawn, plot_layer, plot_sheet
 
     behavior, n_written = plan.behavior, 0
     dataset = paths.generate_dataset(behavior)
@@ -200,7 +194,7 @@ def view_layer(
     layer: int,
     pairs: Sequence[ContrastPair],
 ) -> "LayerActivations":
-    from utils.vector_analysis import look_at_layer
+    from utils.vectors.analysis import look_at_layer
 
     positive, negative = load_halves(paths, choice, behavior, layer, len(pairs))
     letters = [(pair.matching_letter, pair.other_letter) for pair in pairs]
@@ -218,7 +212,7 @@ def load_halves(
     Raises:
         UserError: If the rows are not the dataset's pairs, or the two halves do not fit each other.
     """
-    from utils.artifact_io import load_activations
+    from utils.files.reading import load_activations
 
     again = f"run: {generate_command([behavior], [layer], choice, activations=True)} --overwrite"
     halves = []
@@ -239,7 +233,8 @@ def load_halves(
 
 def warn_of_other_dataset(paths: DataPaths, choice: ModelChoice, behavior: str, plan: Plan) -> None:
     """Say so where the vectors beside the activations were made from another version of the dataset."""
-    from utils.artifact_io import read_provenance, sha256_of
+    from utils.files.provenance import read_provenance
+    from utils.files.reading import sha256_of
 
     today = sha256_of(paths.generate_dataset(behavior))
     layers = sorted({*plan.layers, *plan.sheet})
@@ -250,8 +245,10 @@ def warn_of_other_dataset(paths: DataPaths, choice: ModelChoice, behavior: str, 
         log.warning(
             "%s: the dataset has changed since layers %s were made, so points may bear wrong letters; "
             "run: %s --overwrite",
-            behavior, layer_ranges(other), generate_command([behavior], other, choice, activations=True),
-        )  # fmt: skip
+            behavior,
+            layer_ranges(other),
+            generate_command([behavior], other, choice, activations=True),
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,27 +24,16 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from utils.cli import (
-    EXIT_DONE,
-    EXIT_FAILED,
-    add_behaviors,
-    add_layers,
-    add_model,
-    add_multipliers,
-    data_paths,
-    exit_with,
-    make_parser,
-    model_choice,
-    run_main,
-)
+from utils.cli.flags import add_behaviors, add_layers, add_model, add_multipliers, data_paths, make_parser, model_choice
+from utils.cli.run import EXIT_DONE, EXIT_FAILED, exit_with, run_main
 from utils.errors import UserError
-from utils.models import ModelChoice
+from utils.model.checkpoints import ModelChoice
 from utils.paths import DataPaths
 from utils.settings import RESULT_TYPES, ResultType
 
 if TYPE_CHECKING:
-    from utils.report_answers import Answers
-    from utils.result_plots import Task
+    from utils.figures.results import Task
+    from utils.report.answers import Answers
 
 log = logging.getLogger(__name__)
 
@@ -64,18 +53,23 @@ def build_parser() -> argparse.ArgumentParser:
         "--override_vector_model", metavar="NAME", help="plot only the transfer of this model's vectors"
     )
     parser.add_argument(
-        "--override_weights", nargs=2, metavar=("POS", "NEG"),
+        "--override_weights",
+        nargs=2,
+        metavar=("POS", "NEG"),
         help="plot only these fine-tuned weights (files, or as in result names) against the original ones",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--steer_positions", choices=["end_of_prompt", "all"], default="end_of_prompt",
+        "--steer_positions",
+        choices=["end_of_prompt", "all"],
+        default="end_of_prompt",
         help="results steered from the end of the user's turn on, or at every token (default: end_of_prompt)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--report", action="store_true",
+        "--report",
+        action="store_true",
         help="also write one HTML page to send around: numbers, figures with their data, open-ended answers side by "
         "side, token positions, provenance (analysis/report_....html; opens from disk, needs no network)",
-    )  # fmt: skip
+    )
     return parser
 
 
@@ -115,9 +109,9 @@ def find_results(
     args: argparse.Namespace, paths: DataPaths, choice: ModelChoice, result_type: ResultType
 ) -> "Task | None":
     """What there is of one kind; None where there is nothing. Behaviors without results are named."""
-    from utils.effects import Missing, evaluation_command
-    from utils.result_plots import Task
-    from utils.results import ResultFiles, settings_of
+    from utils.evaluation.effects import Missing, evaluation_command
+    from utils.evaluation.results import ResultFiles, settings_of
+    from utils.figures.results import Task
 
     found, without = {}, []
     for behavior in args.behaviors:
@@ -137,7 +131,7 @@ def find_answers(args: argparse.Namespace, paths: DataPaths, choice: ModelChoice
     """The open-ended answers for the page, scored or not; None where there are none or no page is wanted."""
     if not args.report:
         return None
-    from utils.report_answers import collect_answers
+    from utils.report.answers import collect_answers
 
     answers = collect_answers(args, paths, choice)
     return answers if answers.files else None
@@ -146,8 +140,8 @@ def find_answers(args: argparse.Namespace, paths: DataPaths, choice: ModelChoice
 def write_page(
     args: argparse.Namespace, paths: DataPaths, choice: ModelChoice, tasks: "Sequence[Task]", answers: "Answers | None"
 ) -> None:
-    from utils.report import write_report
-    from utils.report_answers import Answers
+    from utils.report.answers import Answers
+    from utils.report.page import write_report
 
     write_report(args, paths, choice, tasks, answers or Answers())
 
@@ -155,8 +149,8 @@ def write_page(
 def how_to_make(args: argparse.Namespace, choice: ModelChoice) -> str:
     from dataclasses import replace
 
-    from utils.effects import evaluation_command
-    from utils.results import settings_of
+    from utils.evaluation.effects import evaluation_command
+    from utils.evaluation.results import settings_of
 
     like = replace(
         settings_of(choice, args.behaviors[0], args.type or "ab", args.steer_positions),
@@ -169,7 +163,7 @@ def how_to_make(args: argparse.Namespace, choice: ModelChoice) -> str:
 
 def plot(task: "Task") -> None:
     """Every figure of one kind of results, or those that the flags ask for; then the summary."""
-    from utils.figure_collection import keep_figures
+    from utils.figures.kept import keep_figures
 
     with keep_figures(task.figures if task.args.report else None):
         draw(task)
@@ -180,7 +174,9 @@ def plot(task: "Task") -> None:
 
 
 def draw(task: "Task") -> None:
-    from utils import cross_behavior, result_plots, variation_plots
+    from utils.figures import cross_behavior
+    from utils.figures import results as result_plots
+    from utils.figures import variations as variation_plots
 
     if task.args.override_weights:
         variation_plots.plot_finetuned(task)
@@ -198,9 +194,9 @@ def draw(task: "Task") -> None:
 
 def summarise(task: "Task") -> None:
     """Print each behavior's numbers at its best layer, and save them as text."""
-    from utils.effect_figures import effects_table
-    from utils.headline import headline_lines, headline_of
-    from utils.plotting import save_table
+    from utils.evaluation.headline import headline_lines, headline_of
+    from utils.figures.effects import effects_table
+    from utils.figures.style import save_table
 
     headline = headline_of(task)
     settings = task.plain(headline.behaviors[0].behavior)

@@ -28,22 +28,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.cli import (
-    EXIT_DONE,
-    EXIT_FAILED,
-    EXIT_USAGE,
-    add_behaviors,
-    data_paths,
-    exit_with,
-    make_parser,
-    progress,
-    run_main,
-)
+from utils.cli.flags import add_behaviors, data_paths, make_parser
+from utils.cli.progress import progress
+from utils.cli.run import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, exit_with, run_main
 from utils.errors import UserError
 from utils.paths import DataPaths
 
 if TYPE_CHECKING:
-    from utils.raw_datasets import Splits
+    from utils.data.splitting import Splits
 
 log = logging.getLogger(__name__)
 
@@ -52,21 +44,26 @@ def build_parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__)
     add_behaviors(parser)
     parser.add_argument(
-        "--source", choices=["raw", "published"], default="raw",
+        "--source",
+        choices=["raw", "published"],
+        default="raw",
         help="raw: split datasets/raw; published: fetch the sets of the CAA paper (default: raw)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--mirror", metavar="URL",
+        "--mirror",
+        metavar="URL",
         help="with --source published: another address of the folder that holds raw/, generate/ and test/",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--dedup", action="store_true",
+        "--dedup",
+        action="store_true",
         help="drop exact and near duplicates before splitting, the first of those alike stays (default: keep all)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--check", action="store_true",
+        "--check",
+        action="store_true",
         help="only check the datasets that are there, TruthfulQA and MMLU included; exit code 1 on faults",
-    )  # fmt: skip
+    )
     return parser
 
 
@@ -106,9 +103,9 @@ def process_behavior(paths: DataPaths, behavior: str, args: argparse.Namespace) 
     Raises:
         UserError: If the raw set is missing, has faults, is too small, or sets of another split are there.
     """
-    from utils.artifact_io import read_json
-    from utils.dataset_check import HAND_WRITTEN_OPEN_ENDED
-    from utils.raw_datasets import first_line, pair_record
+    from utils.data.checks import HAND_WRITTEN_OPEN_ENDED
+    from utils.data.splitting import first_line, pair_record
+    from utils.files.reading import read_json
 
     outputs = [paths.generate_dataset(behavior), paths.test_dataset(behavior, "ab")]
     if behavior not in HAND_WRITTEN_OPEN_ENDED:
@@ -137,8 +134,8 @@ def process_behavior(paths: DataPaths, behavior: str, args: argparse.Namespace) 
 
 
 def _split_raw(source: Path, behavior: str, args: argparse.Namespace) -> "Splits":
-    from utils.duplicates import find_duplicates, without_repeats
-    from utils.raw_datasets import load_raw_pairs, split_pairs
+    from utils.data.duplicates import find_duplicates, without_repeats
+    from utils.data.splitting import load_raw_pairs, split_pairs
 
     pairs = load_raw_pairs(source, "put a raw set there, or fetch the published sets with --source published")
     duplicates = find_duplicates([pair.question for pair in pairs])
@@ -146,8 +143,12 @@ def _split_raw(source: Path, behavior: str, args: argparse.Namespace) -> "Splits
         kept = without_repeats(len(pairs), duplicates)
         log.info(
             "%s: dropped %d of %d items: %d exact and %d near duplicate pairs",
-            behavior, len(pairs) - len(kept), len(pairs), len(duplicates.exact), len(duplicates.near),
-        )  # fmt: skip
+            behavior,
+            len(pairs) - len(kept),
+            len(pairs),
+            len(duplicates.exact),
+            len(duplicates.near),
+        )
         pairs = [pairs[position] for position in kept]
         duplicates = find_duplicates([pair.question for pair in pairs])
     return split_pairs(pairs, duplicates, args.seed, source)
@@ -155,7 +156,7 @@ def _split_raw(source: Path, behavior: str, args: argparse.Namespace) -> "Splits
 
 def _write_together(contents: Mapping[Path, object]) -> None:
     """Write all files before any is moved into place, so that sets of two splits never stand side by side."""
-    from utils.artifact_io import atomic_file
+    from utils.files.writing import atomic_file
 
     with ExitStack() as stack:
         for path, records in contents.items():
@@ -165,9 +166,9 @@ def _write_together(contents: Mapping[Path, object]) -> None:
 
 
 def _report_splits(behavior: str, splits: "Splits") -> None:
-    from utils.dataset_check import HAND_WRITTEN_OPEN_ENDED
-    from utils.duplicates import count_by_split, find_duplicates
-    from utils.raw_datasets import split_choices
+    from utils.data.checks import HAND_WRITTEN_OPEN_ENDED
+    from utils.data.duplicates import count_by_split, find_duplicates
+    from utils.data.splitting import split_choices
 
     if splits.n_left_out:
         log.info("%s: %d items beyond the first %d are left out", behavior, splits.n_left_out, len(splits.generate))
@@ -179,12 +180,16 @@ def _report_splits(behavior: str, splits: "Splits") -> None:
         counts = count_by_split(pairs, len(splits.generate))
         log.info(
             "%s: %d %s duplicate pairs: %d within generate, %d within test, %d across the splits",
-            behavior, len(pairs), kind, *counts,
-        )  # fmt: skip
+            behavior,
+            len(pairs),
+            kind,
+            *counts,
+        )
 
 
 def _record_provenance(contents: Mapping[Path, object], source: Path, args: argparse.Namespace) -> None:
-    from utils.artifact_io import record_provenance, sha256_of
+    from utils.files.provenance import record_provenance
+    from utils.files.reading import sha256_of
 
     run_record: dict[str, Any] = {
         "command": args.command,
@@ -198,8 +203,8 @@ def _record_provenance(contents: Mapping[Path, object], source: Path, args: argp
 
 def fetch_published(paths: DataPaths, args: argparse.Namespace) -> int:
     """Download the published sets that are not there yet; ask before anything is replaced."""
-    from utils.artifact_io import locked_folder
-    from utils.published_data import KNOWLEDGE_SETS, PUBLISHED_URL, check_base_url, fetch_sets, published_files
+    from utils.data.published import KNOWLEDGE_SETS, PUBLISHED_URL, check_base_url, fetch_sets, published_files
+    from utils.files.writing import locked_folder
 
     base_url = check_base_url(args.mirror or PUBLISHED_URL)
     with locked_folder(paths.datasets_dir):
@@ -239,7 +244,7 @@ def _may_replace(targets: Sequence[Path]) -> bool:
 
 def check_datasets(paths: DataPaths, args: argparse.Namespace) -> int:
     """Print a table, the faults and the notes."""
-    from utils.dataset_check import check_behavior, check_knowledge, format_table
+    from utils.data.checks import check_behavior, check_knowledge, format_table
 
     reports = [check_behavior(paths, behavior) for behavior in progress(args.behaviors, desc="check")]
     reports += [check_knowledge(paths, "truthfulqa", "truthful_qa"), check_knowledge(paths, "mmlu", "mmlu")]

@@ -16,10 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils import flag_values, processes
 from utils.behaviors import BEHAVIORS
-from utils.cli import (
-    EXIT_DONE,
+from utils.cli import values as flag_values
+from utils.cli.flags import (
     add_behaviors,
     add_compute,
     add_layers,
@@ -27,20 +26,20 @@ from utils.cli import (
     add_multipliers,
     check_layers,
     data_paths,
-    exit_with,
     make_parser,
     model_choice,
-    run_main,
 )
+from utils.cli.run import EXIT_DONE, exit_with, run_main
 from utils.errors import UserError
-from utils.models import ModelChoice, checkpoint_label
+from utils.model import processes
+from utils.model.checkpoints import ModelChoice, checkpoint_label
 from utils.paths import DataPaths
 from utils.settings import RESULT_TYPES, SteeringSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from utils.evaluation import Sweep
+    from utils.evaluation.sweep import Sweep
 
 log = logging.getLogger(__name__)
 
@@ -54,26 +53,34 @@ def build_parser() -> argparse.ArgumentParser:
     add_model(parser)
     add_compute(parser)
     parser.add_argument(
-        "--system_prompt", choices=["pos", "neg"],
+        "--system_prompt",
+        choices=["pos", "neg"],
         help="system prompt that asks for (pos) or against (neg) the behavior (default: none)",
-    )  # fmt: skip
+    )
     parser.add_argument("--override_vector", type=int, metavar="LAYER", help="use this layer's vector at every layer")
     parser.add_argument("--override_vector_model", metavar="NAME", help="use the vectors of another model")
     parser.add_argument(
         "--override_model_weights_path", type=Path, metavar="FILE", help="evaluate these fine-tuned weights"
     )
     parser.add_argument(
-        "--steer_positions", choices=["end_of_prompt", "all"], default="end_of_prompt",
+        "--steer_positions",
+        choices=["end_of_prompt", "all"],
+        default="end_of_prompt",
         help="steer from the end of the user's turn on, or every token (default: end_of_prompt)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--vector_behavior", choices=list(BEHAVIORS), metavar="ID",
+        "--vector_behavior",
+        choices=list(BEHAVIORS),
+        metavar="ID",
         help="steer with this behavior's vectors, whichever behavior is evaluated (default: its own)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--temperature", type=flag_values.non_negative_float, default=0.0, metavar="T",
+        "--temperature",
+        type=flag_values.non_negative_float,
+        default=0.0,
+        metavar="T",
         help="open_ended: sample the answers at this temperature (default: 0, the most likely token)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--num_samples",
         type=flag_values.positive_int,
@@ -92,14 +99,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    from utils.evaluation import (
+    from utils.evaluation.sweep import (
         EvaluationOptions,
         forget_finished,
         missing_combinations,
         run_sweep,
         warn_of_other_inputs,
     )
-    from utils.loading import load_config
+    from utils.model.loading import load_config
 
     paths, choice = data_paths(args), model_choice(args)
     _check_arguments(args)
@@ -147,8 +154,8 @@ def plan_sweep(
     Raises:
         UserError: If its test set is missing or broken.
     """
-    from utils.contrast_data import load_choice_items, load_open_ended_questions
-    from utils.evaluation import Sweep
+    from utils.data.records import load_choice_items, load_open_ended_questions
+    from utils.evaluation.sweep import Sweep
 
     combinations = tuple((layer, multiplier) for layer in layers for multiplier in sorted(set(args.multipliers)))
     settings = SteeringSettings(
@@ -194,7 +201,7 @@ def load_sweep_vectors(sweep: "Sweep", choice: ModelChoice, d_model: int) -> "di
     Raises:
         UserError: If one is missing (names the commands that make it), broken, or of another width.
     """
-    from utils.artifact_io import load_vector
+    from utils.files.reading import load_vector
 
     settings = sweep.settings
     behavior = settings.vector_behavior or settings.behavior

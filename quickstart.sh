@@ -10,7 +10,7 @@ ensure_environment
 behavior=${1:-sycophancy}
 model="--model_size 135m"
 
-python -m utils.embedded_model
+python -m utils.model.embedded
 ./generate_vectors.py --behaviors "$behavior" $model
 ./normalize_vectors.py $model
 ./prompting_with_steering.py --behaviors "$behavior" --multipliers -1 0 1 --type ab $model

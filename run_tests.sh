@@ -9,5 +9,5 @@ ensure_environment
 ruff check .
 ruff format --check .
 mypy
-python -m utils.embedded_model
+python -m utils.model.embedded
 python -m pytest --numprocesses 2 --dist loadfile "$@"

@@ -21,27 +21,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils import flag_values
 from utils.behaviors import BEHAVIORS
-from utils.cli import (
-    EXIT_DONE,
-    EXIT_FAILED,
-    add_behaviors,
-    add_layers,
-    add_multipliers,
-    data_paths,
-    exit_with,
-    make_parser,
-    run_main,
-)
+from utils.cli import values as flag_values
+from utils.cli.flags import add_behaviors, add_layers, add_multipliers, data_paths, make_parser
+from utils.cli.run import EXIT_DONE, EXIT_FAILED, exit_with, run_main
 from utils.errors import UserError
-from utils.judge_cost import CHARS_PER_TOKEN, DEFAULT_JUDGE, Budget, Estimate, Price, price_of
-from utils.models import MODEL_SIZES, checkpoint_label
+from utils.judge.cost import CHARS_PER_TOKEN, DEFAULT_JUDGE, Budget, Estimate, Price, price_of
+from utils.model.checkpoints import MODEL_SIZES, checkpoint_label
 
 if TYPE_CHECKING:
-    from utils.judge import Judge
-    from utils.score_files import Purpose, ScorePlan
-    from utils.score_run import Tally
+    from utils.judge.client import Judge
+    from utils.judge.score_files import Purpose, ScorePlan
+    from utils.judge.score_run import Tally
     from utils.settings import SteeringSettings
 
 log = logging.getLogger(__name__)
@@ -77,9 +68,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--dry_run", action="store_true", help="only say how many requests, tokens and dollars it takes"
     )
     parser.add_argument(
-        "--agreement", nargs=2, type=Path, metavar=("DIR_A", "DIR_B"),
+        "--agreement",
+        nargs=2,
+        type=Path,
+        metavar=("DIR_A", "DIR_B"),
         help="only compare two folders of scores of the same answers",
-    )  # fmt: skip
+    )
     return parser
 
 
@@ -90,9 +84,10 @@ def add_judge(parser: argparse.ArgumentParser) -> None:
         "--judge_model", default=DEFAULT_JUDGE, metavar="NAME", help=f"model that judges (default: {DEFAULT_JUDGE})"
     )
     judge.add_argument(
-        "--base_url", metavar="URL",
+        "--base_url",
+        metavar="URL",
         help=f"an OpenAI-compatible server; on loopback no key is needed (default: OPENAI_BASE_URL or {OPENAI_URL})",
-    )  # fmt: skip
+    )
     judge.add_argument(
         "--concurrency", type=flag_values.positive_int, default=10, metavar="N", help="requests at a time (default: 10)"
     )
@@ -104,24 +99,32 @@ def add_judge(parser: argparse.ArgumentParser) -> None:
         help="seconds for one request (default: 60)",
     )
     judge.add_argument(
-        "--max_retries", type=flag_values.count, default=6, metavar="N",
+        "--max_retries",
+        type=flag_values.count,
+        default=6,
+        metavar="N",
         help="repeats of a request after a 429, a 5xx, a time-out or a cut connection, with back-off (default: 6)",
-    )  # fmt: skip
+    )
     judge.add_argument(
-        "--price", nargs=2, type=flag_values.non_negative_float, metavar=("IN", "OUT"),
+        "--price",
+        nargs=2,
+        type=flag_values.non_negative_float,
+        metavar=("IN", "OUT"),
         help="US dollars per million tokens in and out (default: the list price of models that are known)",
-    )  # fmt: skip
+    )
     judge.add_argument(
-        "--max_cost", type=flag_values.non_negative_float, metavar="USD",
+        "--max_cost",
+        type=flag_values.non_negative_float,
+        metavar="USD",
         help="stop before this run costs more, by the tokens that the server reports (default: no limit)",
-    )  # fmt: skip
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     if args.agreement:
         return compare(*args.agreement)
 
-    from utils.judge_access import check_base_url
+    from utils.judge.access import check_base_url
 
     paths = data_paths(args)
     args.base_url = check_base_url(args.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL)
@@ -136,9 +139,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def score_all(plans: "list[ScorePlan]", budget: Budget, args: argparse.Namespace) -> int:
-    from utils.judge import Judge
-    from utils.judge_access import Access, find_key
-    from utils.score_run import Tally
+    from utils.judge.access import Access, find_key
+    from utils.judge.client import Judge
+    from utils.judge.score_run import Tally
 
     tally = Tally()
     for plan in plans:
@@ -159,13 +162,16 @@ def plan_all(args: argparse.Namespace) -> "list[ScorePlan]":
     Raises:
         UserError: If there are no open-ended results of the kind asked for.
     """
-    from utils.score_files import Planner
+    from utils.judge.score_files import Planner
 
     paths = data_paths(args)
     planner = Planner(
-        args.scores_dir, args.overwrite, args.retry_unscored,
-        lambda settings: is_wanted(settings, args), lambda behavior: judge_record(behavior, args),
-    )  # fmt: skip
+        args.scores_dir,
+        args.overwrite,
+        args.retry_unscored,
+        lambda settings: is_wanted(settings, args),
+        lambda behavior: judge_record(behavior, args),
+    )
     plans = [planner.plan(paths, behavior) for behavior in args.behaviors]
     found = [settings for plan in plans for settings in plan.found]
     if not found:
@@ -199,7 +205,7 @@ def is_wanted(settings: "SteeringSettings", args: argparse.Namespace) -> bool:
 
 def judge_record(behavior: str, args: argparse.Namespace) -> dict[str, Any]:
     """What tells one judge from another in provenance records."""
-    from utils.judge_text import prompt_fingerprint
+    from utils.judge.prompt import prompt_fingerprint
 
     return {"judge_model": args.judge_model, "base_url": args.base_url, **prompt_fingerprint(behavior)}
 
@@ -214,8 +220,8 @@ def score_files(
     judge: "Judge", plan: "ScorePlan", purpose: "Purpose", tally: "Tally", args: argparse.Namespace
 ) -> None:
     """Score a behavior's files of one purpose; replies are kept in a journal until the files are written."""
-    from utils.journal import open_journal
-    from utils.score_run import ScoreRun
+    from utils.files.journal import open_journal
+    from utils.judge.score_run import ScoreRun
 
     if not any(file.purpose == purpose for file in plan.wanted):
         return
@@ -242,15 +248,19 @@ def forget_finished(plan: "ScorePlan", args: argparse.Namespace) -> None:
 
 def estimate(plans: "list[ScorePlan]", price: Price | None, args: argparse.Namespace) -> int:
     """Print what a run would take; answers that an interrupted run has kept are not counted."""
-    from utils.journal import read_entries
-    from utils.judge_text import messages
+    from utils.files.journal import read_entries
+    from utils.judge.prompt import messages
 
     total = Estimate()
     for plan in plans:
         for purpose in PURPOSES:
             kept = read_entries(journal_path(plan.behavior, purpose, args))
-            answers = {key: record for file in plan.wanted if file.purpose == purpose
-                       for key, record in file.open_answers().items()}  # fmt: skip
+            answers = {
+                key: record
+                for file in plan.wanted
+                if file.purpose == purpose
+                for key, record in file.open_answers().items()
+            }
             for key, record in answers.items():
                 if "score" not in kept.get(key, {}):
                     total.add(messages(plan.behavior, record["question"], record["model_output"]))
@@ -279,14 +289,19 @@ def summarise(plans: "list[ScorePlan]", tally: "Tally", budget: Budget, args: ar
     n_failed = tally.n_unfinished + sum(plan.n_left + plan.n_broken for plan in plans)
     log.info(
         "wrote %d score files, skipped %d that have scores, failed %d; %d answers scored, %d unscored; %s",
-        tally.n_written, n_done, n_failed, tally.n_scored, tally.n_unscored, budget,
-    )  # fmt: skip
+        tally.n_written,
+        n_done,
+        n_failed,
+        tally.n_scored,
+        tally.n_unscored,
+        budget,
+    )
     return EXIT_FAILED if n_failed else EXIT_DONE
 
 
 def compare(folder_a: Path, folder_b: Path) -> int:
     """Print how well two folders of scores agree."""
-    from utils.agreement import compare_folders, counts, table
+    from utils.judge.agreement import compare_folders, counts, table
 
     comparison = compare_folders(folder_a, folder_b)
     print(table(comparison))  # noqa: T201

@@ -14,23 +14,29 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llama_wrapper import LlamaWrapper
-from utils.artifact_io import write_json
 from utils.behaviors import BEHAVIORS
-from utils.contrast_data import ChoiceItem, ContrastPair, load_choice_items, load_contrast_pairs
-from utils.loading import pick_device
-from utils.models import choose_model
+from utils.data.records import ChoiceItem, ContrastPair, load_choice_items, load_contrast_pairs
+from utils.files.writing import write_json
+from utils.model.checkpoints import choose_model
+from utils.model.loading import pick_device
+from utils.model.steering import Steering
 from utils.paths import REPOSITORY, DataPaths
 from utils.settings import ResultType
-from utils.steering import Steering
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 # Llama 2 7B (Touvron et al. 2023, table 1 and the published configuration)
 LLAMA_2_7B: dict[str, Any] = {
-    "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
-    "num_key_value_heads": 32, "vocab_size": 32000, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
-}  # fmt: skip
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "vocab_size": 32000,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+}
 
 
 def make_parser(docstring: str | None) -> argparse.ArgumentParser:

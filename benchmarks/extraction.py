@@ -25,8 +25,8 @@ from benchmarks.common import (
     skip_without_gpu,
 )
 from llama_wrapper import LlamaWrapper
-from utils.contrast_data import ContrastPair
-from utils.steering import capture_outputs
+from utils.data.records import ContrastPair
+from utils.model.steering import capture_outputs
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -36,9 +36,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--one_by_one", type=int, default=20, metavar="N", help="of these timed one by one (default: 20)"
     )
     parser.add_argument(
-        "--memory_pairs", type=int, nargs="+", default=[], metavar="N",
+        "--memory_pairs",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="N",
         help="also measure the peak memory of extracting so many pairs, each in its own process, e.g. 100 1000",
-    )  # fmt: skip
+    )
     parser.add_argument("--memory_of", type=int, metavar="PAIRS", help=argparse.SUPPRESS)
     return parser
 
@@ -62,10 +66,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     fast_s = seconds(lambda: sum_differences(model, pairs), model.device) / len(pairs)
     memory = {count: _memory_in_own_process(count, argv) for count in args.memory_pairs}
     figures = {
-        "model": model.label, "dtype": args.dtype, "device": str(model.device), "n_pairs": len(pairs),
-        "one_by_one_s_per_pair": slow_s, "shared_prefix_s_per_pair": fast_s, "speedup": slow_s / fast_s,
-        "matrix_flops_per_s": rate, "largest_absolute_difference": difference, "peak_memory_mib": memory,
-    }  # fmt: skip
+        "model": model.label,
+        "dtype": args.dtype,
+        "device": str(model.device),
+        "n_pairs": len(pairs),
+        "one_by_one_s_per_pair": slow_s,
+        "shared_prefix_s_per_pair": fast_s,
+        "speedup": slow_s / fast_s,
+        "matrix_flops_per_s": rate,
+        "largest_absolute_difference": difference,
+        "peak_memory_mib": memory,
+    }
     rows = [
         ("pairs", str(len(pairs))),
         ("one by one", f"{slow_s * 1000:.1f} ms a pair"),

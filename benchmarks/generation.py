@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from benchmarks.common import load_model, make_parser, random_steerings, report, seconds, skip_without_gpu
 from utils.behaviors import BEHAVIORS
-from utils.contrast_data import load_open_ended_questions
-from utils.generation import GenerationRow
+from utils.data.records import load_open_ended_questions
+from utils.model.generation import GenerationRow
 from utils.paths import DataPaths
 
 
@@ -45,9 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     fast_s = seconds(lambda: generate("batched", None), model.device)
     n_equal = sum(answers["batched"][i] == answers["one by one"][i] for i in range(len(rows)))
     figures = {
-        "model": model.label, "n_answers": len(rows), "max_new_tokens": args.max_new_tokens,
-        "one_by_one_s": slow_s, "batched_s": fast_s, "speedup": slow_s / fast_s, "n_identical": n_equal,
-    }  # fmt: skip
+        "model": model.label,
+        "n_answers": len(rows),
+        "max_new_tokens": args.max_new_tokens,
+        "one_by_one_s": slow_s,
+        "batched_s": fast_s,
+        "speedup": slow_s / fast_s,
+        "n_identical": n_equal,
+    }
     table = [
         ("answers", f"{len(rows)} of up to {args.max_new_tokens} tokens"),
         ("one by one", f"{slow_s:.1f} s"),

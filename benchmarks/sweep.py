@@ -31,8 +31,8 @@ from benchmarks.common import (
 )
 from llama_wrapper import LlamaWrapper, probabilities_of
 from utils.behaviors import BEHAVIORS
-from utils.chat_format import PromptTokens
-from utils.steering import RowSteering, Steering
+from utils.model.chat_format import PromptTokens
+from utils.model.steering import RowSteering, Steering
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -76,13 +76,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     memory = {} if args.paper else {which: _memory_in_own_process(which, argv) for which in ("plain", "packed")}
     model_mib = sum(p.numel() * p.element_size() for p in model.model.parameters()) / 2**20
     figures = {
-        "model": model.label, "dtype": args.dtype, "device": str(model.device), "type": args.type,
-        "n_questions": len(prompts), "n_layers": len(layers), "multipliers": args.multipliers,
-        "n_evaluations": n_evaluations, "plain_combinations_timed": len(timed), "plain_s": plain_s,
-        "packed_s": packed_s, "speedup": plain_s / packed_s, "packed_flops_per_s": flops / packed_s,
-        "matrix_flops_per_s": rate, "share_of_matrix_rate": flops / packed_s / rate,
-        "largest_relative_difference": difference, "peak_memory_mib": memory, "model_mib": model_mib,
-    }  # fmt: skip
+        "model": model.label,
+        "dtype": args.dtype,
+        "device": str(model.device),
+        "type": args.type,
+        "n_questions": len(prompts),
+        "n_layers": len(layers),
+        "multipliers": args.multipliers,
+        "n_evaluations": n_evaluations,
+        "plain_combinations_timed": len(timed),
+        "plain_s": plain_s,
+        "packed_s": packed_s,
+        "speedup": plain_s / packed_s,
+        "packed_flops_per_s": flops / packed_s,
+        "matrix_flops_per_s": rate,
+        "share_of_matrix_rate": flops / packed_s / rate,
+        "largest_relative_difference": difference,
+        "peak_memory_mib": memory,
+        "model_mib": model_mib,
+    }
     report(f"{args.type} sweep, {model.label}, {args.dtype}, {model.device}", _rows(figures), figures, args)
     return 0
 

@@ -16,7 +16,7 @@ TEST_KEY = "sk-test-0123456789abcdef"
 
 def use_test_key(monkeypatch: pytest.MonkeyPatch, repository: Path) -> None:
     """A key for the judge; that of whoever runs the tests stays where it is."""
-    monkeypatch.setattr("utils.judge_access.REPOSITORY", repository)
+    monkeypatch.setattr("utils.judge.access.REPOSITORY", repository)
     monkeypatch.setenv("OPEN_AI_KEY", TEST_KEY)
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)

@@ -52,7 +52,7 @@ def parity_checkpoints() -> dict[str, tuple[str, str]]:
 @pytest.fixture
 def seven_b_is_tiny(monkeypatch: pytest.MonkeyPatch, parity_checkpoints: dict[str, tuple[str, str]]) -> None:
     """`7b` names the tiny models of the reference data."""
-    from utils import models
+    from utils.model import checkpoints as models
 
     monkeypatch.setitem(models.LLAMA_2_CHECKPOINTS, "7b", parity_checkpoints["7b"])
 

@@ -10,15 +10,47 @@ from hypothesis import strategies as st
 from utils.errors import UserError
 
 MARKERS = (
-    "[/INST]", "[INST]", "<<SYS>>", "<</SYS>>", "<|im_end|>", "<|im_start|>assistant\n", "</s>", "<s>", "<unk>",
-    "\nResponse:", "Response: (", "]", "(", " ", "\n",
-)  # fmt: skip
+    "[/INST]",
+    "[INST]",
+    "<<SYS>>",
+    "<</SYS>>",
+    "<|im_end|>",
+    "<|im_start|>assistant\n",
+    "</s>",
+    "<s>",
+    "<unk>",
+    "\nResponse:",
+    "Response: (",
+    "]",
+    "(",
+    " ",
+    "\n",
+)
 NASTY = (
-    "", " ", "\x00", "\x1b[2J", "\r", "\u2028", "\u202egnirts", "\ufeff", "e\u0301", "\U0001f9ff", "\ud800",
-    "\udfff\ud800", "../../outside", "a/b", "a\\b", "NaN", "(A)", "(B)", "(Ä)", " (A) Yes\n (B) No", "Choices:",
+    "",
+    " ",
+    "\x00",
+    "\x1b[2J",
+    "\r",
+    "\u2028",
+    "\u202egnirts",
+    "\ufeff",
+    "e\u0301",
+    "\U0001f9ff",
+    "\ud800",
+    "\udfff\ud800",
+    "../../outside",
+    "a/b",
+    "a\\b",
+    "NaN",
+    "(A)",
+    "(B)",
+    "(Ä)",
+    " (A) Yes\n (B) No",
+    "Choices:",
     "x" * 5000,
     *MARKERS,
-)  # fmt: skip
+)
 
 TEXTS = st.one_of(st.text(max_size=20), st.sampled_from(NASTY), st.lists(st.sampled_from(NASTY)).map("".join))
 NUMBERS = st.one_of(
@@ -98,10 +130,21 @@ def json_files(records: list[dict[str, Any]]) -> st.SearchStrategy[bytes]:
         JSON.map(lambda value: json.dumps(value).encode()),
         st.binary(max_size=40),
         st.sampled_from(
-            [b"[" * 100_000, b'{"a":' * 50_000, b"[" + b"9" * 5000 + b"]", b"[1e400]", b'[{"a": 1, "a": 2}]',
-             b'[{"question": "\\ud800"}]', b"\xff\xfe[\x00]\x00", b"\xef\xbb\xbf" + valid, b"[{}]", b"[]", b"null"]
+            [
+                b"[" * 100_000,
+                b'{"a":' * 50_000,
+                b"[" + b"9" * 5000 + b"]",
+                b"[1e400]",
+                b'[{"a": 1, "a": 2}]',
+                b'[{"question": "\\ud800"}]',
+                b"\xff\xfe[\x00]\x00",
+                b"\xef\xbb\xbf" + valid,
+                b"[{}]",
+                b"[]",
+                b"null",
+            ]
         ),
-    )  # fmt: skip
+    )
 
 
 def loaded_or_refused(load: Callable[[Path], Any], path: Path) -> Any:

@@ -59,16 +59,24 @@ class Response:
         if self.status != 200:
             return json.dumps({"error": self.error or {"message": f"fault {self.status}"}}).encode()
         completion = {
-            "id": "x", "object": "chat.completion", "created": 0, "model": "served-model-1",
-            "choices": [{
-                "index": 0, "finish_reason": self.finish_reason,
-                "message": {"role": "assistant", "content": self.content},
-            }],
-        }  # fmt: skip
+            "id": "x",
+            "object": "chat.completion",
+            "created": 0,
+            "model": "served-model-1",
+            "choices": [
+                {
+                    "index": 0,
+                    "finish_reason": self.finish_reason,
+                    "message": {"role": "assistant", "content": self.content},
+                }
+            ],
+        }
         if self.usage:
             completion["usage"] = {
-                "prompt_tokens": self.usage[0], "completion_tokens": self.usage[1], "total_tokens": sum(self.usage),
-            }  # fmt: skip
+                "prompt_tokens": self.usage[0],
+                "completion_tokens": self.usage[1],
+                "total_tokens": sum(self.usage),
+            }
         return json.dumps(completion).encode()
 
 

@@ -26,7 +26,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from llama_wrapper import LlamaWrapper
-from utils.steering import Steering
+from utils.model.steering import Steering
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "gemma2", "gpt2", "gpt_neox", "qwen3", "gemma3")
 WINDOWED = "mistral with a window"
@@ -42,9 +42,30 @@ CHAT_TEMPLATE = (
 )
 # Words that are one token each, also with a blank before them; all other text is single bytes.
 _WORDS = (
-    "assistant", "user", "system", "Input", "Response", "INST", "SYS", "Choices", "Question", "the", "that", "is",
-    "are", "you", "What", "Do", "think", "answer", "agree", "not", "and", "of", "to",
-)  # fmt: skip
+    "assistant",
+    "user",
+    "system",
+    "Input",
+    "Response",
+    "INST",
+    "SYS",
+    "Choices",
+    "Question",
+    "the",
+    "that",
+    "is",
+    "are",
+    "you",
+    "What",
+    "Do",
+    "think",
+    "answer",
+    "agree",
+    "not",
+    "and",
+    "of",
+    "to",
+)
 _BLANK = "Ġ"  # how byte-level tokenizers write " "
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.roots import TINY_LABEL, put_json, write_raw_dataset, write_small_datasets
-from utils.artifact_io import read_folder_provenance
+from utils.files.provenance import read_folder_provenance
 from utils.paths import REPOSITORY
 
 BEHAVIORS = ("sycophancy", "refusal")

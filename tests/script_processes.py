@@ -15,14 +15,32 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 SCRIPTS = (
-    "generate_vectors", "normalize_vectors", "prompting_with_steering", "scoring", "process_raw_datasets",
-    "finetune_llama", "plot_results", "analyze_vectors",
-)  # fmt: skip
+    "generate_vectors",
+    "normalize_vectors",
+    "prompting_with_steering",
+    "scoring",
+    "process_raw_datasets",
+    "finetune_llama",
+    "plot_results",
+    "analyze_vectors",
+)
 _HEAVY = (
-    "torch", "transformers", "matplotlib.pyplot", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf",
-    "scipy.stats", "openai", "llama_wrapper", "transformers.models.llama.modeling_llama", "utils.finetuning",
-    "utils.evaluation", "utils.result_plots", "utils.score_run", "utils.raw_datasets", "utils.vector_figures",
-)  # fmt: skip
+    "torch",
+    "transformers",
+    "matplotlib.pyplot",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.backends.backend_pdf",
+    "scipy.stats",
+    "openai",
+    "llama_wrapper",
+    "transformers.models.llama.modeling_llama",
+    "utils.finetuning.training",
+    "utils.evaluation.sweep",
+    "utils.figures.results",
+    "utils.judge.score_run",
+    "utils.data.splitting",
+    "utils.figures.vectors",
+)
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload([*_HEAVY, *SCRIPTS])
 
@@ -69,7 +87,7 @@ def run_script(folder: Path, script: str, flags: Sequence[str]) -> End:
 
 def _work(folder: Path, script: str, flags: Sequence[str], stderr: Path) -> None:
     """In the new process."""
-    from utils.cli import exit_with
+    from utils.cli.run import exit_with
 
     os.chdir(folder)
     for number, path in ((1, os.devnull), (2, str(stderr))):

@@ -19,8 +19,8 @@ import prompting_with_steering
 from tests.conftest import BASE_MODEL
 from tests.reference import reference_path
 from tests.roots import copy_parity
-from utils import models
 from utils.behaviors import BEHAVIORS
+from utils.model import checkpoints as models
 
 ALL_MULTIPLIERS = ["-2", "-1.5", "-1", "-0.5", "0", "0.5", "1", "1.5", "2"]
 SWEEPS = [

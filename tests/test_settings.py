@@ -63,10 +63,16 @@ def test_a_name_that_no_file_can_have_is_refused_before_anything_is_computed(dra
 
 ADVERSARIAL = st.one_of(
     st.text(max_size=12),
-    st.builds("{}_{}={}{}".format, st.text("ab", max_size=2), st.sampled_from(
-        ["layer", "model", "model_size", "seed", "use_base_model", "steer_positions", "temperature", "type"]
-    ), st.sampled_from(["1", "x", "all", "True", ""]), st.sampled_from(["", ".json", "_model=y"])),
-)  # fmt: skip
+    st.builds(
+        "{}_{}={}{}".format,
+        st.text("ab", max_size=2),
+        st.sampled_from(
+            ["layer", "model", "model_size", "seed", "use_base_model", "steer_positions", "temperature", "type"]
+        ),
+        st.sampled_from(["1", "x", "all", "True", ""]),
+        st.sampled_from(["", ".json", "_model=y"]),
+    ),
+)
 
 
 @settings(max_examples=300, deadline=None)
@@ -100,9 +106,14 @@ def test_the_name_is_the_published_one() -> None:
         "results_layer=13_multiplier=1.0_behavior=sycophancy_type=ab_use_base_model=False_model_size=7b.json"
     )
     everything = replace(
-        PLAIN, multiplier=-0.5, system_prompt="pos", override_vector=4, override_vector_model="Llama-2-7b-hf",
-        override_model_weights_path="finetuned_models-x.pt", steer_positions="all",
-    )  # fmt: skip
+        PLAIN,
+        multiplier=-0.5,
+        system_prompt="pos",
+        override_vector=4,
+        override_vector_model="Llama-2-7b-hf",
+        override_model_weights_path="finetuned_models-x.pt",
+        steer_positions="all",
+    )
     assert everything.result_name == (
         "results_layer=13_multiplier=-0.5_behavior=sycophancy_type=ab_system_prompt=pos_override_vector=4"
         "_override_vector_model=Llama-2-7b-hf_use_base_model=False_model_size=7b"
@@ -140,8 +151,8 @@ def test_a_description_leaves_out_what_a_figure_runs_over() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"behavior": "kindness"}, "unknown behavior 'kindness'; choose from: coordinate-other-ais"),
-        ({"vector_behavior": "kindness"}, "unknown behavior 'kindness'"),
+        ({"behavior": "../kindness"}, "'../kindness' is not a behavior's id"),
+        ({"vector_behavior": "a_type=mmlu"}, "'a_type=mmlu' is not a behavior's id"),
         ({"type": "essay"}, "unknown result type 'essay'; choose from: ab, open_ended, truthful_qa, mmlu"),
         ({"model": "x"}, "either a model_size or a model"),
         ({"model_size": None}, "either a model_size or a model"),

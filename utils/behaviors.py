@@ -5,11 +5,9 @@ appendix K) and are kept to the letter, because results under another wording wo
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 from utils.errors import UserError
-
-Side = Literal["pos", "neg"]
+from utils.settings import Side
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-# Sourced by quickstart.sh and run_tests.sh: makes .venv with the pinned requirements where it is missing or old.
+# Sourced by quickstart.sh and run_tests.sh: makes .venv with the pinned requirements and the suite itself (editable), where it is missing or old.
 
 environment_python() {
     local candidate
@@ -15,7 +15,7 @@ environment_python() {
 
 ensure_environment() {
     local stamp=.venv/requirements.installed
-    if [ -x .venv/bin/python ] && cmp -s requirements.txt "$stamp"; then
+    if [ -x .venv/bin/python ] && cat requirements.txt pyproject.toml | cmp -s - "$stamp"; then
         return
     fi
     local python
@@ -23,5 +23,6 @@ ensure_environment() {
     [ -x .venv/bin/python ] || "$python" -m venv .venv
     echo "installing requirements.txt into .venv (a few minutes, once)" >&2
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-    cp requirements.txt "$stamp"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+    cat requirements.txt pyproject.toml >"$stamp"
 }

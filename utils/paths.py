@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from utils.behaviors import Side
-from utils.settings import ResultType, SteeringSettings
+from utils.settings import ResultType, Side, SteeringSettings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MODELS_DIR = REPOSITORY / "models"

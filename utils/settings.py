@@ -9,11 +9,12 @@ import re
 from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
-from utils.behaviors import BEHAVIORS, Side
 from utils.errors import UserError
 
 ResultType = Literal["ab", "open_ended", "truthful_qa", "mmlu"]
 RESULT_TYPES: tuple[ResultType, ...] = get_args(ResultType)
+Side = Literal["pos", "neg"]
+"""For (pos) or against (neg) the behavior."""
 StartPosition = Literal["end_of_prompt", "all"]
 
 # in the order in which they stand in a file name; keys of the published names come first
@@ -35,6 +36,7 @@ _KEYS = (
     "num_samples",
     "seed",
 )
+BEHAVIOR_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
 _KEY_AT = re.compile(r"(?:^results_|_)(" + "|".join(_KEYS) + r")=")
 # separators, control characters, and what is no Unicode or breaks a line
 _UNSAFE_IN_NAME = re.compile(r"[/\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -73,12 +75,11 @@ class SteeringSettings:
     """Of sampled answers."""
 
     def __post_init__(self) -> None:
-        if self.behavior not in BEHAVIORS:
-            raise UserError(f"unknown behavior {self.behavior!r}; choose from: {', '.join(BEHAVIORS)}")
+        for behavior in (self.behavior, self.vector_behavior or self.behavior):
+            if not BEHAVIOR_ID.fullmatch(behavior):
+                raise UserError(f"{behavior!r} is not a behavior's id: letters, digits and hyphens, at most 64")
         if self.type not in RESULT_TYPES:
             raise UserError(f"unknown result type {self.type!r}; choose from: {', '.join(RESULT_TYPES)}")
-        if self.vector_behavior is not None and self.vector_behavior not in BEHAVIORS:
-            raise UserError(f"unknown behavior {self.vector_behavior!r}; choose from: {', '.join(BEHAVIORS)}")
         if (self.model_size is None) == (self.model is None):
             raise UserError("a result belongs to either a model_size or a model; give exactly one")
         if self.layer < 0:

@@ -1,0 +1,155 @@
+"""Flags that scripts share, and what is made of their values."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils.behaviors import BEHAVIORS
+from utils.cli import values
+from utils.errors import UserError
+from utils.model.checkpoints import MODEL_SIZES, ModelChoice, choose_model
+from utils.paths import REPOSITORY, DataPaths
+
+
+def make_parser(docstring: str | None) -> argparse.ArgumentParser:
+    """A parser whose help shows the script's own docstring, with the flags every script has."""
+    parser = argparse.ArgumentParser(
+        description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--root",
+        type=Path,
+        default=REPOSITORY,
+        metavar="DIR",
+        help="folder that holds datasets/, vectors/, results/ and the like (default: the repository)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="make outputs again that are already there")
+    parser.add_argument("--seed", type=values.seed, default=0, help="seed of everything random (default: 0)")
+    parser.add_argument("--verbose", action="store_true", help="log more, with a traceback for every error")
+    return parser
+
+
+def add_behaviors(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--behaviors",
+        nargs="+",
+        choices=list(BEHAVIORS),
+        default=list(BEHAVIORS),
+        metavar="ID",
+        help=f"behaviors to work on, from: {', '.join(BEHAVIORS)} (default: all)",
+    )
+
+
+def add_layers(parser: argparse.ArgumentParser, default: str = "all of the model") -> None:
+    parser.add_argument(
+        "--layers",
+        nargs="+",
+        type=values.layer,
+        metavar="N",
+        help=f"decoder layers, counted from 0 (default: {default})",
+    )
+
+
+def add_multipliers(parser: argparse.ArgumentParser, default: Sequence[float] | None, help_default: str) -> None:
+    parser.add_argument(
+        "--multipliers",
+        nargs="+",
+        type=values.finite_float,
+        default=default,
+        metavar="X",
+        help=f"multiples of the steering vector that are added; 0 is no steering (default: {help_default})",
+    )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Flags that name a model."""
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument(
+        "--model_size",
+        choices=MODEL_SIZES,
+        default="7b",
+        help="7b, 13b, 70b: Llama 2 (gated: needs HF_TOKEN); 135m: the embedded SmolLM2 (default: 7b)",
+    )
+    chosen.add_argument("--model", metavar="NAME_OR_PATH", help="any decoder checkpoint: a hub name or a local folder")
+    parser.add_argument("--use_base_model", action="store_true", help="the base model, prompted with plain text")
+
+
+def add_model_filter(parser: argparse.ArgumentParser) -> None:
+    """Flags that narrow a script which works on every model's files down to one model's."""
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--model_size", choices=MODEL_SIZES, help="only this model's vectors (default: every model)")
+    chosen.add_argument("--model", metavar="NAME_OR_PATH", help="only this model's vectors (default: every model)")
+    parser.add_argument("--use_base_model", action="store_true", help="with --model_size: the base model's vectors")
+
+
+def add_device(parser: argparse._ActionsContainer) -> None:
+    """Flags that say where a model is run."""
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, ... (default: the best there is)")
+    parser.add_argument(
+        "--device_map", choices=["auto"], help="auto: split one model over all GPUs (default: one device)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=["auto", "float32", "float16", "bfloat16"],
+        default="auto",
+        help="weights and arithmetic (default: float32, but float16 for 13b and 70b on a GPU)",
+    )
+
+
+def add_compute(parser: argparse.ArgumentParser) -> None:
+    """Flags that say how a model is run."""
+    add_device(parser)
+    parser.add_argument(
+        "--batch_size",
+        type=values.batch_size,
+        default="auto",
+        metavar="N",
+        help="questions or pairs in one forward pass (default: auto, from the free memory)",
+    )
+    parser.add_argument(
+        "--no_packing",
+        action="store_true",
+        help="one full sequence for every combination: slow, the reference for the packed passes",
+    )
+
+
+def model_choice(args: argparse.Namespace) -> ModelChoice:
+    return choose_model(args.model_size, args.model, args.use_base_model)
+
+
+def model_filter(args: argparse.Namespace) -> ModelChoice | None:
+    """The one model that `add_model_filter`'s flags name; None for every model there is.
+
+    Raises:
+        UserError: If --use_base_model stands alone.
+    """
+    if args.model is not None or args.model_size is not None:
+        return choose_model(args.model_size, args.model, args.use_base_model)
+    if args.use_base_model:
+        raise UserError("--use_base_model needs --model_size (without either, every model is worked on)")
+    return None
+
+
+def data_paths(args: argparse.Namespace) -> DataPaths:
+    """The paths under --root.
+
+    Raises:
+        UserError: If that folder does not exist.
+    """
+    if not args.root.is_dir():
+        raise UserError(f"--root {args.root} is not a folder; create it or name another one")
+    return DataPaths(args.root)
+
+
+def check_layers(requested: Sequence[int] | None, n_layers: int, model_label: str, flag: str = "--layers") -> list[int]:
+    """The requested layers, sorted and without repeats; all where none were named.
+
+    Raises:
+        UserError: If one is not a layer of the model.
+    """
+    layers = sorted(set(requested)) if requested else list(range(n_layers))
+    outside = [layer for layer in layers if not 0 <= layer < n_layers]
+    if outside:
+        named = ", ".join(map(str, outside))
+        raise UserError(f"{flag} {named}: {model_label} has layers 0 to {n_layers - 1}")
+    return layers

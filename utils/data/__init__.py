@@ -1,0 +1,1 @@
+"""Datasets: records, splitting, checks, the published sets."""

@@ -1,0 +1,247 @@
+"""From result files to the numbers of a figure: means, changes, tests and steerability by layer."""
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+
+from utils.evaluation.metrics import (
+    Estimate,
+    FloatArray,
+    Steerability,
+    holm,
+    item_slopes,
+    letter_bias,
+    mean_estimates,
+    paired_p_values,
+    steerabilities,
+)
+from utils.evaluation.results import ItemValues, ResultFiles, align
+from utils.model.checkpoints import ModelChoice
+from utils.settings import SteeringSettings
+
+ALPHA = 0.05
+WEIGHTS_FOLDER_IN_NAME = "finetuned_models-"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One line of a figure: how the model was run, whatever the layer and multiplier."""
+
+    label: str
+    settings: SteeringSettings
+
+
+@dataclass(frozen=True)
+class Point:
+    """The effect at one layer and multiplier under one condition."""
+
+    condition: Condition
+    layer: int
+    multiplier: float
+    items: ItemValues
+    mean: Estimate
+    """p(matching or correct answer), or the judge's score."""
+    change: Estimate
+    """Mean difference to multiplier 0 on the same items; NaN at 0 or where that is missing."""
+    p_value: float
+    """That the change is 0 (sign-flip permutation test, paired by item)."""
+    p_holm: float
+    """The same, corrected for all layers and multipliers of the condition."""
+
+    @property
+    def behavior(self) -> str:
+        return self.condition.settings.behavior
+
+    @property
+    def holds(self) -> bool:
+        """Whether it differs from multiplier 0 after Holm's correction."""
+        return self.p_holm < ALPHA
+
+
+@dataclass
+class Missing:
+    """Results that were looked for in vain, to be named with the command that makes them."""
+
+    choice: ModelChoice
+    wanted: set[SteeringSettings] = field(default_factory=set)
+
+    def add(self, settings: SteeringSettings) -> None:
+        self.wanted.add(settings)
+
+    def lines(self) -> list[str]:
+        """One line for each command that is to be run."""
+        layers: dict[tuple[SteeringSettings, float], set[int]] = {}
+        for settings in self.wanted:
+            layers.setdefault((settings.at(0, 0.0), settings.multiplier), set()).add(settings.layer)
+        multipliers: dict[tuple[SteeringSettings, tuple[int, ...]], set[float]] = {}
+        for (like, multiplier), found in layers.items():
+            multipliers.setdefault((like, tuple(sorted(found))), set()).add(multiplier)
+        lines = []
+        for (like, of_layers), of_multipliers in sorted(multipliers.items(), key=str):
+            command = evaluation_command([like.behavior], of_layers, sorted(of_multipliers), like, self.choice)
+            where = f"layer {_listed(of_layers)}, multiplier {_listed(sorted(of_multipliers))}"
+            lines.append(f"missing: {like.behavior}, {where}{_differing(like)}; run: {command}")
+        return lines
+
+
+def _listed(values: Iterable[float]) -> str:
+    return " ".join(f"{value:g}" for value in values)
+
+
+def _differing(settings: SteeringSettings) -> str:
+    """The settings beyond layer, multiplier, behavior and type, in words."""
+    parts = [
+        f"{key.name}={value}"
+        for key in fields(settings)
+        if key.name not in ("layer", "multiplier", "behavior", "type", "model", "model_size", "use_base_model")
+        and (value := getattr(settings, key.name)) != key.default
+    ]
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def evaluation_command(
+    behaviors: Sequence[str],
+    layers: Sequence[int],
+    multipliers: Sequence[float],
+    like: SteeringSettings,
+    choice: ModelChoice,
+) -> str:
+    """The command that makes these results; no layers or multipliers stand for the script's defaults."""
+    words = ["./prompting_with_steering.py", "--behaviors", *behaviors]
+    words += ["--layers", *map(str, layers)] if layers else []
+    words += ["--multipliers", *(f"{value:g}" for value in multipliers)] if multipliers else []
+    words += ["--type", like.type, *shlex.split(choice.command_flags)]
+    for key in ("system_prompt", "override_vector", "override_vector_model", "vector_behavior"):
+        if (value := getattr(like, key)) is not None:
+            words += [f"--{key}", str(value)]
+    if like.steer_positions != "end_of_prompt":
+        words += ["--steer_positions", like.steer_positions]
+    if (weights := like.override_model_weights_path) is not None:
+        if weights.startswith(WEIGHTS_FOLDER_IN_NAME):
+            weights = "finetuned_models/" + weights.removeprefix(WEIGHTS_FOLDER_IN_NAME)
+        words += ["--override_model_weights_path", weights]
+    command = shlex.join(words)
+    if like.type == "open_ended":
+        command += f" && {shlex.join(['./scoring.py', '--behaviors', *behaviors])}"
+    return command
+
+
+def measure(
+    files: ResultFiles,
+    condition: Condition,
+    layers: Sequence[int],
+    multipliers: Iterable[float],
+    seed: int,
+    missing: Missing,
+) -> list[Point]:
+    """The points of a condition that have results; the others are noted in `missing`.
+
+    Multiplier 0 is looked for as well, since the changes are against it.
+    """
+    found: dict[tuple[int, float], ItemValues] = {}
+    for layer in layers:
+        at_layer = _results_at(files, condition.settings, layer, sorted({*multipliers, 0.0}))
+        for multiplier, items in at_layer.items():
+            if items is None:
+                missing.add(condition.settings.at(layer, multiplier))
+            else:
+                found[layer, multiplier] = items
+    if not found:
+        return []
+    aligned = dict(zip(found, align(list(found.values())), strict=True))
+    values = np.stack([items.values for items in aligned.values()])  # [n_points, n_items]
+    differences = np.stack([_difference(at, aligned) for at in aligned])
+    p_values = paired_p_values(differences, seed)
+    rows = zip(
+        aligned.items(),
+        mean_estimates(values, seed),
+        mean_estimates(differences, seed),
+        p_values,
+        holm(p_values),
+        strict=True,
+    )
+    return [
+        Point(condition, *at, items, _of(mean, len(found[at])), change, float(p), float(adjusted))
+        for (at, items), mean, change, p, adjusted in rows
+    ]
+
+
+def _results_at(
+    files: ResultFiles, like: SteeringSettings, layer: int, multipliers: Sequence[float]
+) -> dict[float, ItemValues | None]:
+    """A layer's results by multiplier. Another layer's multiplier 0 serves only beside steered results."""
+    found: dict[float, ItemValues | None] = {}
+    for multiplier in multipliers:
+        items = files.get(like.at(layer, multiplier))
+        found[multiplier] = items if items is not None and items.n_scored else None
+    steered = any(items is not None for multiplier, items in found.items() if multiplier != 0)
+    if not steered and like.at(layer, 0.0) not in files.paths:
+        found[0.0] = None
+    return found
+
+
+def _difference(at: tuple[int, float], aligned: Mapping[tuple[int, float], ItemValues]) -> FloatArray:
+    layer, multiplier = at
+    items, unsteered = aligned[at], aligned.get((layer, 0.0))
+    if multiplier == 0 or unsteered is None:
+        return np.full(len(items), np.nan)
+    difference: FloatArray = items.values - unsteered.values
+    return difference
+
+
+def _of(estimate: Estimate, n_total: int) -> Estimate:
+    """The estimate with the file's own number of items, where other files have more."""
+    return Estimate(estimate.value, estimate.low, estimate.high, estimate.n, n_total)
+
+
+# --- steerability and letters ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LayerSteerability:
+    """Steerability at one layer over the multipliers that have results there."""
+
+    layer: int
+    multipliers: tuple[float, ...]
+    steerability: Steerability
+
+
+def layer_steerabilities(points: Sequence[Point], seed: int) -> list[LayerSteerability]:
+    """Steerability for each layer of one condition that has results at two multipliers or more."""
+    by_layer: dict[int, list[Point]] = {}
+    for point in points:
+        by_layer.setdefault(point.layer, []).append(point)
+    kept = {layer: at for layer, at in sorted(by_layer.items()) if len(at) > 1}
+    if not kept:
+        return []
+    multipliers = {layer: tuple(point.multiplier for point in at) for layer, at in kept.items()}
+    slopes = np.stack(
+        [item_slopes(np.stack([p.items.log_odds for p in at]), multipliers[layer]) for layer, at in kept.items()]
+    )
+    return [
+        LayerSteerability(layer, multipliers[layer], steerability)
+        for layer, steerability in zip(kept, steerabilities(slopes, seed), strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class LetterUse:
+    """How one point treats the answer letters."""
+
+    point: Point
+    mass: Estimate
+    """Mean probability on the item's two answer letters together."""
+    bias: Estimate
+    """See `utils.evaluation.metrics.letter_bias`."""
+
+
+def letter_uses(points: Sequence[Point], seed: int) -> list[LetterUse]:
+    """Letter mass and letter bias of points of one condition."""
+    if not points:
+        return []
+    masses = mean_estimates(np.stack([point.items.letter_mass for point in points]), seed)
+    shares = np.stack([point.items.share_of_a for point in points])
+    biases = letter_bias(shares, points[0].items.a_matches, seed)
+    return [LetterUse(*parts) for parts in zip(points, masses, biases, strict=True)]

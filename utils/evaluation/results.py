@@ -1,0 +1,305 @@
+"""Result files: find them by their settings, load and check their records, score their items."""
+
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+
+from utils.data.records import probability_key
+from utils.errors import UserError
+from utils.evaluation.metrics import FloatArray
+from utils.files.reading import read_json
+from utils.model.checkpoints import ModelChoice
+from utils.paths import DataPaths
+from utils.settings import ResultType, StartPosition, SteeringSettings, parse_result_name
+
+log = logging.getLogger(__name__)
+
+MAX_SCORE = 10.0
+_PROBABILITY_SLACK = 1e-3  # float16 probabilities may sum to a little more than 1
+
+
+@dataclass(frozen=True)
+class ItemValues:
+    """What one result file says about each item; NaN where it cannot be scored."""
+
+    keys: tuple[str, ...]
+    """Question and answer letters: names the item in every result file of its test set."""
+    values: FloatArray
+    """[n_items]: p(matching or correct answer) of the two, or the judge's score (0-10)."""
+    target: FloatArray
+    """[n_items]: raw probability of the matching or correct letter (NaN for open-ended answers)."""
+    other: FloatArray
+    """[n_items]: raw probability of the other letter."""
+    target_letters: tuple[str, ...] = ()
+    other_letters: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def n_scored(self) -> int:
+        return int(np.isfinite(self.values).sum())
+
+    @property
+    def log_odds(self) -> FloatArray:
+        """[n_items]: of the matching answer against the other; NaN where a probability is 0."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            odds: FloatArray = np.log(self.target) - np.log(self.other)
+        return np.where(np.isfinite(odds), odds, np.nan)
+
+    @property
+    def letter_mass(self) -> FloatArray:
+        """[n_items]: probability on the item's two answer letters together."""
+        return self.target + self.other
+
+    @property
+    def share_of_a(self) -> FloatArray:
+        """[n_items]: p(A) / (p(A) + p(B)) for items whose answers are A and B, else NaN."""
+        shares = np.full(len(self), np.nan)
+        for index, letters in enumerate(zip(self.target_letters, self.other_letters, strict=True)):
+            if set(letters) == {"A", "B"}:
+                shares[index] = self.values[index] if letters[0] == "A" else 1 - self.values[index]
+        return shares
+
+    @property
+    def a_matches(self) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+        """[n_items]: whether the matching answer is (A)."""
+        return np.array([letter == "A" for letter in self.target_letters], dtype=bool)
+
+    def reordered(self, keys: Sequence[str]) -> "ItemValues":
+        """The same values for `keys`, in their order; NaN for an item that this file does not have."""
+        if tuple(keys) == self.keys:
+            return self
+        place = {key: index for index, key in enumerate(self.keys)}
+        at = [place.get(key, -1) for key in keys]
+
+        def numbers(values: FloatArray) -> FloatArray:
+            return np.array([values[index] if index >= 0 else np.nan for index in at], dtype=np.float64)
+
+        def texts(values: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(values[index] if index >= 0 else "" for index in at) if values else ()
+
+        return ItemValues(
+            tuple(keys),
+            numbers(self.values),
+            numbers(self.target),
+            numbers(self.other),
+            texts(self.target_letters),
+            texts(self.other_letters),
+            texts(self.categories),
+        )
+
+
+def align(results: Sequence[ItemValues]) -> list[ItemValues]:
+    """The same items in the same order for every result: all that occur, in order of first sight."""
+    keys = tuple(dict.fromkeys(key for result in results for key in result.keys))
+    return [result.reordered(keys) for result in results]
+
+
+# --- loading ---------------------------------------------------------------------------------------
+
+
+def load_choice_results(path: Path, result_type: ResultType) -> ItemValues:
+    """Load an A/B, TruthfulQA or MMLU result file.
+
+    An item is scored by the probabilities of the letters that its two answers bear; one whose
+    letters the file does not record, or gives no probability at all, is NaN.
+
+    Raises:
+        UserError: If the file is missing or a record is not such a result (names item and key).
+    """
+    first, second = (
+        ("answer_matching_behavior", "answer_not_matching_behavior")
+        if result_type == "ab"
+        else ("correct", "incorrect")
+    )
+    records = _load_records(path)
+    targets = [_letter(record, first, path, index) for index, record in enumerate(records)]
+    others = [_letter(record, second, path, index) for index, record in enumerate(records)]
+    target, other = np.full(len(records), np.nan), np.full(len(records), np.nan)
+    keys = []
+    for index, record in enumerate(records):
+        target[index] = _probability(record, targets[index], path, index)
+        other[index] = _probability(record, others[index], path, index)
+        keys.append(f"{_text(record, 'question', path, index)}\0{targets[index]}{others[index]}")
+    categories: tuple[str, ...] = ()
+    if result_type != "ab":
+        categories = tuple(_text(record, "category", path, index) for index, record in enumerate(records))
+    with np.errstate(invalid="ignore"):
+        values = target / (target + other)  # 0 / 0 is NaN: no value
+    return ItemValues(_unique(keys), values, target, other, tuple(targets), tuple(others), categories)
+
+
+def load_scores(path: Path) -> ItemValues:
+    """Load scored open-ended answers; an answer without a score is NaN.
+
+    Raises:
+        UserError: If the file is missing or a score is no number from 0 to 10.
+    """
+    records = _load_records(path)
+    values = np.full(len(records), np.nan)
+    for index, record in enumerate(records):
+        score = record.get("score")
+        if score is None:
+            continue
+        if not _is_number(score) or not 0 <= score <= MAX_SCORE:
+            raise UserError(f"{path}, item {index}, key 'score': expected a number from 0 to 10, found {score!r}")
+        values[index] = score
+    keys = [_text(record, "question", path, index) for index, record in enumerate(records)]
+    nothing = np.full(len(records), np.nan)
+    return ItemValues(_unique(keys), values, nothing, nothing)
+
+
+def _load_records(path: Path) -> list[dict[str, Any]]:
+    records = read_json(path)
+    if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):
+        raise UserError(f"{path}: expected a list of result records; make it again")
+    return records
+
+
+def _text(record: dict[str, Any], key: str, path: Path, index: int) -> str:
+    value = record.get(key)
+    if not isinstance(value, str):
+        raise UserError(f"{path}, item {index}: key {key!r} is missing or no text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as err:
+        raise UserError(f"{path}, item {index}, key {key!r}: not valid Unicode text (lone surrogate)") from err
+    return value
+
+
+def _letter(record: dict[str, Any], key: str, path: Path, index: int) -> str:
+    text = _text(record, key, path, index).strip()
+    if len(text) != 3 or text[0] + text[2] != "()" or not "A" <= text[1] <= "Z":
+        raise UserError(f"{path}, item {index}, key {key!r}: expected a letter such as '(A)', found {text[:60]!r}")
+    return text[1]
+
+
+def _probability(record: dict[str, Any], letter: str, path: Path, index: int) -> float:
+    key = probability_key(letter)
+    if key not in record and letter not in "AB":
+        return math.nan  # the published files have no more than A and B
+    value = record.get(key)
+    if not (_is_number(value) and 0 <= value <= 1 + _PROBABILITY_SLACK):
+        raise UserError(f"{path}, item {index}, key {key!r}: expected a probability, found {value!r}")
+    return float(value)
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _unique(keys: Iterable[str]) -> tuple[str, ...]:
+    """Number the repeats of a key, so that items stay apart."""
+    seen: dict[str, int] = {}
+    unique = []
+    for key in keys:
+        seen[key] = seen.get(key, 0) + 1
+        unique.append(key if seen[key] == 1 else f"{key}\0{seen[key]}")
+    return tuple(unique)
+
+
+# --- finding ---------------------------------------------------------------------------------------
+
+
+def settings_of(
+    choice: ModelChoice, behavior: str, result_type: ResultType, steer_positions: StartPosition = "end_of_prompt"
+) -> SteeringSettings:
+    """Plain steering of a behavior: no system prompt, own vector, own weights (at layer 0, multiplier 0)."""
+    return SteeringSettings(
+        layer=0,
+        multiplier=0.0,
+        behavior=behavior,
+        type=result_type,
+        use_base_model=choice.use_base_model,
+        model_size=choice.size,
+        model=None if choice.size else choice.label,
+        steer_positions=steer_positions,
+    )
+
+
+class ResultFiles:
+    """The result files of one behavior and type, found by their settings and loaded once.
+
+    A file that cannot be read is reported in one line, counted in `n_unreadable`, and left out.
+    """
+
+    def __init__(self, paths: DataPaths, behavior: str, result_type: ResultType) -> None:
+        scored = result_type == "open_ended"
+        self.folder = (paths.scores_dir if scored else paths.results_dir) / behavior
+        self.result_type = result_type
+        self.paths: dict[SteeringSettings, Path] = {}
+        self.n_unreadable = 0
+        self._loaded: dict[Path, ItemValues | None] = {}
+        for path in sorted(self.folder.glob("results_*")) if self.folder.is_dir() else ():
+            self._add(path, behavior)
+
+    def _add(self, path: Path, behavior: str) -> None:
+        try:
+            settings = parse_result_name(path.name)
+        except UserError as err:
+            log.warning("left out %s: %s", path.parent, err)
+            return
+        if settings.behavior != behavior:
+            log.warning("left out %s: it names behavior %s but lies with %s", path, settings.behavior, behavior)
+        elif settings.type == self.result_type:
+            self.paths[settings] = path
+
+    def get(self, settings: SteeringSettings) -> ItemValues | None:
+        """The result under exactly these settings, or None where there is none that can be read.
+
+        Multiplier 0 is no steering, so there any layer and any vector serve.
+        """
+        if settings in self.paths and (found := self._load(self.paths[settings])) is not None:
+            return found
+        if settings.multiplier != 0:
+            return None
+        same = (at for at in self.paths if at.multiplier == 0 and unsteered(at) == unsteered(settings))
+        return next((found for at in same if (found := self._load(self.paths[at])) is not None), None)
+
+    @property
+    def read_paths(self) -> list[Path]:
+        """The files that were read, in order of their names."""
+        return sorted(path for path, items in self._loaded.items() if items is not None)
+
+    def _load(self, path: Path) -> ItemValues | None:
+        if path not in self._loaded:
+            try:
+                scored = self.result_type == "open_ended"
+                self._loaded[path] = load_scores(path) if scored else load_choice_results(path, self.result_type)
+            except UserError as err:
+                log.warning("left out: %s", err)
+                self.n_unreadable += 1
+                self._loaded[path] = None
+        return self._loaded[path]
+
+    def of_model(self, like: SteeringSettings) -> list[SteeringSettings]:
+        """All settings with results of the model that `like` names."""
+        model = (like.model_size, like.model, like.use_base_model)
+        return [at for at in self.paths if (at.model_size, at.model, at.use_base_model) == model]
+
+    def layers(self, like: SteeringSettings) -> list[int]:
+        """Layers with a result that differs from `like` in layer and multiplier only."""
+        return sorted({at.layer for at in self.paths if at.at(like.layer, like.multiplier) == like})
+
+    def multipliers(self, like: SteeringSettings, layer: int) -> list[float]:
+        """Multipliers with a result at that layer that otherwise is like `like`."""
+        return sorted(at.multiplier for at in self.paths if at == like.at(layer, at.multiplier))
+
+
+def unsteered(settings: SteeringSettings) -> SteeringSettings:
+    """What is left of the settings when nothing is added: layer, multiplier and vector do not matter."""
+    return replace(
+        settings,
+        layer=0,
+        multiplier=0.0,
+        override_vector=None,
+        override_vector_model=None,
+        steer_positions="end_of_prompt",
+    )

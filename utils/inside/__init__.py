@@ -1,0 +1,1 @@
+"""Looking inside a model, token by token and layer by layer."""

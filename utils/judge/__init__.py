@@ -1,0 +1,1 @@
+"""Scores of free answers by a judge model."""

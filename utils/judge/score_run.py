@@ -1,0 +1,164 @@
+"""One pass of the judge over some score files: many requests at once, every reply kept as it comes."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from utils.cli.progress import progress
+from utils.errors import UserError
+from utils.files.journal import Journal
+from utils.judge.client import BudgetSpentError, Judge, Reply, RequestFailedError
+from utils.judge.prompt import MAX_REPLY_CHARS, messages, parse_reply
+from utils.judge.score_files import Record, ScoreFile
+
+log = logging.getLogger(__name__)
+
+MAX_ASKS = 2
+"""Of one answer: again once after a reply that is no score."""
+MAX_FAILURES_IN_A_ROW = 20
+"""Then the server is taken to be gone."""
+
+
+@dataclass
+class Tally:
+    """What a run has come to."""
+
+    n_written: int = 0
+    """Score files."""
+    n_unfinished: int = 0
+    """Score files that lack an answer."""
+    n_scored: int = 0
+    """Answers that this run has asked about, equal ones counted once."""
+    n_unscored: int = 0
+    n_missing: int = 0
+    """Answers that are neither scored nor kept as unscored, because their request failed or was not sent."""
+    failures: Counter[str] = field(default_factory=Counter)
+    """Reason -> requests that failed for good."""
+    stopped: str | None = None
+    """Why no further request is sent."""
+    _n_in_a_row: int = 0
+
+    def count(self, entry: Record) -> None:
+        self._n_in_a_row = 0
+        self.n_scored += entry["score"] is not None
+        self.n_unscored += entry["score"] is None
+
+    def fail(self, reason: str) -> None:
+        self.failures[reason] += 1
+        self._n_in_a_row += 1
+        if self._n_in_a_row >= MAX_FAILURES_IN_A_ROW and not self.stopped:
+            self.stopped = f"{self._n_in_a_row} requests in a row failed"
+
+
+class ScoreRun:
+    """Asks for the scores of a behavior's files and writes each file when its last answer is settled."""
+
+    def __init__(
+        self,
+        judge: Judge,
+        behavior: str,
+        files: Sequence[ScoreFile],
+        journal: Journal,
+        record: Mapping[str, Any],
+        tally: Tally,
+    ) -> None:
+        """
+        Args:
+            judge: Asked for the scores.
+            behavior: Its rubric is used.
+            files: To be written.
+            journal: Keeps the replies, by answer.
+            record: For the files' provenance.
+            tally: Counts what is done.
+        """
+        self.judge, self.behavior, self.journal, self.record, self.tally = judge, behavior, journal, record, tally
+        self._answers: dict[str, Record] = {}
+        self.unfinished: dict[int, set[str]] = {}
+        """Index into `files` -> keys of the answers that it lacks."""
+        self.files = files
+        for index, file in enumerate(files):
+            answers = file.open_answers()
+            self._answers.update(answers)
+            self.unfinished[index] = {key for key in answers if not self._is_settled(key)}
+
+    def work(self, concurrency: int) -> None:
+        """Ask for what is missing and write what is complete; what fails is counted.
+
+        Raises:
+            UserError: If every other request would fail, too.
+        """
+        self._write_complete()
+        waiting = [key for key in self._answers if not self._is_settled(key)]
+        if waiting and not self.tally.stopped:
+            asyncio.run(self._ask_all(waiting, concurrency))
+        self.tally.n_missing += sum(not self._is_settled(key) for key in self._answers)
+        self.tally.n_unfinished += len(self.unfinished)
+
+    def _is_settled(self, key: str) -> bool:
+        return "score" in self.journal.entries.get(key, {})
+
+    def _write_complete(self) -> None:
+        for index in [index for index, missing in self.unfinished.items() if not missing]:
+            self.files[index].write(self.journal.entries, {**self.record, "parameters": self.judge.parameters})
+            self.tally.n_written += 1
+            del self.unfinished[index]
+
+    async def _ask_all(self, waiting: list[str], concurrency: int) -> None:
+        keys = iter(waiting)
+        n_settled = len(self._answers) - len(waiting)
+        try:
+            with progress(total=len(self._answers), initial=n_settled, desc=f"{self.behavior}: answers") as bar:
+                async with self.judge.connected(), asyncio.TaskGroup() as group:
+                    for _ in range(min(concurrency, len(waiting))):
+                        group.create_task(self._ask_some(keys, bar))
+        except* (UserError, OSError) as errors:
+            raise errors.exceptions[0] from None
+
+    async def _ask_some(self, keys: Iterator[str], bar: Any) -> None:
+        """One worker: takes the next answer until there is none, or the run is stopped."""
+        for key in keys:
+            if self.tally.stopped:
+                return
+            try:
+                await self._settle(key)
+            except BudgetSpentError:
+                self.tally.stopped = "another request could pass --max_cost"
+                return
+            except RequestFailedError as err:
+                self.tally.fail(str(err))
+            else:
+                for missing in self.unfinished.values():
+                    missing.discard(key)
+                self._write_complete()
+                bar.update()
+            bar.set_postfix_str(self._progress(), refresh=False)
+
+    def _progress(self) -> str:
+        tally = self.tally
+        n_failed = sum(tally.failures.values())
+        return f"{tally.n_scored} scored, {tally.n_unscored} unscored, {n_failed} failed, {self.judge.budget}"
+
+    async def _settle(self, key: str) -> None:
+        """Ask until the answer has a score, or is known to get none; each reply is kept at once."""
+        asked = self.journal.entries.get(key, {}).get("asked", 0)
+        answer = self._answers[key]
+        while not self._is_settled(key):
+            request = messages(self.behavior, answer["question"], answer["model_output"], reminder=asked > 0)
+            reply = await self.judge.ask(request)
+            asked += 1
+            self.journal.append(key, journal_entry(reply, asked))
+        self.tally.count(self.journal.entries[key])
+
+
+def journal_entry(reply: Reply, asked: int) -> Record:
+    """What is kept of a reply; without `score` while the answer is to be asked again."""
+    served = {"model": reply.model} if reply.model else {}
+    verdict = parse_reply(reply.text, cut_off=reply.cut_off)
+    reason = reply.fault or verdict.reason
+    if reason is None:
+        return {"score": verdict.score, **served}
+    kept = {"judge_reply": reply.text[:MAX_REPLY_CHARS], "unscored_reason": reason, "asked": asked, **served}
+    return {"score": None, **kept} if asked >= MAX_ASKS else kept

@@ -1,0 +1,1 @@
+"""The model: which one, loading, prompts, steering, fast passes, generation."""

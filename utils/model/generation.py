@@ -1,0 +1,192 @@
+"""Answers under steering, many at a time: every row of a batch has its own prompt and its own steering."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from utils.errors import UserError
+from utils.model.chat_format import PromptTokens
+from utils.model.steering import RowSteering, Steering
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class GenerationRow:
+    """One answer to generate."""
+
+    prompt: PromptTokens
+    steering: Steering | None
+    seed: int | None = None
+    """Of this row's own random numbers, where the answer is sampled."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How the next token is chosen and when a row ends."""
+
+    max_new_tokens: int
+    end_ids: frozenset[int]
+    pad_id: int
+    temperature: float = 0.0
+    """0 takes the most likely token."""
+
+
+@torch.no_grad()
+def generate_rows(
+    model: "PreTrainedModel", layers: Sequence[nn.Module], rows: Sequence[GenerationRow], decoding: Decoding
+) -> Iterator[tuple[int, list[int]]]:
+    """Generate with a KV cache; a row that ends leaves the batch.
+
+    What lies before the first steered token is the same under every steering, so it runs once for all
+    rows with the same prompt.
+
+    Yields:
+        Index into `rows` and the row's new tokens (an end token included), as rows end.
+    """
+    state = _DecodingState(model, layers, rows, decoding)
+    logits = state.prefill()
+    new_tokens: list[list[int]] = [[] for _ in rows]
+    for step in range(decoding.max_new_tokens):
+        chosen = _choose_tokens(logits, [state.samplers[row] for row in state.active], decoding.temperature)
+        ended = []
+        for place, (row, token) in enumerate(zip(state.active, chosen, strict=True)):
+            new_tokens[row].append(token)
+            if token in decoding.end_ids or step == decoding.max_new_tokens - 1:
+                ended.append(place)
+                yield row, new_tokens[row]
+        if len(ended) == len(state.active):
+            return
+        if ended:
+            stays = [place for place in range(len(chosen)) if place not in set(ended)]
+            state.keep(stays)
+            chosen = [chosen[place] for place in stays]
+        logits = state.step(chosen)
+
+
+@torch.no_grad()
+def generate_without_cache(
+    model: "PreTrainedModel", layers: Sequence[nn.Module], row: GenerationRow, decoding: Decoding
+) -> list[int]:
+    """Generate one answer, running the whole sequence for every token: the reference for `generate_rows`."""
+    sampler = _Sampler(row.seed)
+    tokens = list(row.prompt.ids)
+    steering = RowSteering([row.steering], layers)
+    with steering.applied():
+        while len(tokens) - len(row.prompt) < decoding.max_new_tokens:
+            ids = torch.tensor([tokens], device=model.device)
+            steering.positions = torch.arange(len(tokens), device=model.device)[None] >= row.prompt.steer_start
+            logits = model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[:, -1]
+            tokens += _choose_tokens(logits, [sampler], decoding.temperature)
+            if tokens[-1] in decoding.end_ids:
+                break
+    return tokens[len(row.prompt) :]
+
+
+class _Sampler:
+    """A row's own random numbers, so that what else is in the batch does not change its answer."""
+
+    def __init__(self, seed: int | None) -> None:
+        self.generator = torch.Generator().manual_seed(seed or 0)
+
+    def sample(self, logits: Tensor, temperature: float) -> int:
+        probabilities = torch.softmax(logits.double().cpu() / temperature, dim=-1)
+        return int(torch.multinomial(probabilities, 1, generator=self.generator).item())
+
+
+def _choose_tokens(logits: Tensor, samplers: Sequence[_Sampler], temperature: float) -> list[int]:
+    """The next token of each row, from logits [batch, vocab_size].
+
+    Raises:
+        UserError: If they are no numbers: a steered residual stream has left the range of the dtype.
+    """
+    if not bool(logits.amax(dim=-1).isfinite().all()):
+        raise UserError(
+            f"next-token scores are not finite in {logits.dtype}; use smaller --multipliers or --dtype float32"
+        )
+    if temperature == 0.0:
+        return logits.argmax(dim=-1).tolist()
+    return [sampler.sample(row, temperature) for row, sampler in zip(logits, samplers, strict=True)]
+
+
+class _DecodingState:
+    """The KV cache, mask and positions of the rows that still run."""
+
+    def __init__(
+        self, model: "PreTrainedModel", layers: Sequence[nn.Module], rows: Sequence[GenerationRow], decoding: Decoding
+    ) -> None:
+        from transformers import DynamicCache
+
+        self.model, self.rows, self.decoding = model, rows, decoding
+        self.steering = RowSteering([row.steering for row in rows], layers)
+        self.samplers = [_Sampler(row.seed) for row in rows]
+        self.active = list(range(len(rows)))
+        self.cache = DynamicCache(config=model.config)
+
+    def prefill(self) -> Tensor:
+        """Run the prompts; returns the logits behind them, [batch, vocab_size]."""
+        prompts = [row.prompt for row in self.rows]
+        tail_lengths = {len(prompt) - prompt.steer_start for prompt in prompts}
+        if len(tail_lengths) == 1 and min(prompt.steer_start for prompt in prompts) > 0:
+            self._run_shared_prefixes(prompts)
+            tails = torch.tensor([prompt.ids[prompt.steer_start :] for prompt in prompts], device=self.model.device)
+            return self._forward(tails)
+        ids, self.mask = left_padded([prompt.ids for prompt in prompts], self.decoding.pad_id, self.model.device)
+        starts = torch.tensor([prompt.steer_start for prompt in prompts], device=self.model.device)
+        self.steering.positions = (self.mask.cumsum(1) - 1 >= starts[:, None]) & self.mask.bool()
+        return self._run(ids)
+
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        """Append one token to each row; returns the logits behind it, [batch, vocab_size]."""
+        return self._forward(torch.tensor(tokens, device=self.model.device)[:, None])
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Drop the rows that have ended."""
+        index = torch.tensor(places)  # on the CPU: the layers of one model may be on several devices
+        self.cache.batch_select_indices(index)
+        self.mask = self.mask[index.to(self.mask.device)]
+        self.steering.keep_rows(index)
+        self.active = [self.active[place] for place in places]
+
+    def _run_shared_prefixes(self, prompts: Sequence[PromptTokens]) -> None:
+        prefixes = [prompt.ids[: prompt.steer_start] for prompt in prompts]
+        unique = list(dict.fromkeys(prefixes))
+        ids, mask = left_padded(unique, self.decoding.pad_id, self.model.device)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        self.model.get_decoder()(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True
+        )
+        copies = torch.tensor([unique.index(prefix) for prefix in prefixes])
+        self.cache.batch_select_indices(copies)
+        self.mask = mask[copies.to(mask.device)]
+
+    def _forward(self, ids: Tensor) -> Tensor:
+        """Run tokens [batch, n] behind the cache, all of them steered."""
+        self.steering.positions = None
+        self.mask = torch.cat([self.mask, self.mask.new_ones(ids.shape)], dim=1)
+        return self._run(ids)
+
+    def _run(self, ids: Tensor) -> Tensor:
+        positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        with self.steering.applied():
+            output = self.model(
+                input_ids=ids,
+                attention_mask=self.mask,
+                position_ids=positions,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        return output.logits[:, -1]
+
+
+def left_padded(sequences: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask (1 for real tokens), both [batch, seq_len], padded on the left."""
+    length = max(len(sequence) for sequence in sequences)
+    ids = [[*[pad_id] * (length - len(sequence)), *sequence] for sequence in sequences]
+    mask = [[0] * (length - len(sequence)) + [1] * len(sequence) for sequence in sequences]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

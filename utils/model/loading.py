@@ -1,0 +1,258 @@
+"""From a model choice to a loaded checkpoint, with every failure said in one line."""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from utils.errors import UserError
+from utils.files.reading import load_tensor_file
+from utils.files.redaction import redact
+from utils.model import processes
+from utils.model.checkpoints import EMBEDDED_SIZE, ModelChoice
+from utils.model.embedded import ensure_embedded_model
+from utils.paths import MODELS_DIR, REPOSITORY
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that --device names; "auto" is a GPU where there is one.
+
+    Raises:
+        UserError: If there is no such device.
+    """
+    if name == "auto":
+        if own := processes.device():
+            return own
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as err:
+        raise UserError(f"--device {name} is not to be had here ({_first_line(err)}); leave it out or use cpu") from err
+    return device
+
+
+def pick_dtype(choice: ModelChoice, name: str, device: torch.device) -> torch.dtype:
+    """The dtype that --dtype names; "auto" is float32, but float16 for Llama 2 13b and 70b on a GPU."""
+    if name != "auto":
+        return _DTYPES[name]
+    return torch.float16 if choice.size in ("13b", "70b") and device.type == "cuda" else torch.float32
+
+
+def load_config(choice: ModelChoice) -> "PretrainedConfig":
+    """The checkpoint's text model configuration, without loading its weights.
+
+    Raises:
+        UserError: If it cannot be had, or is not one of a decoder-only model.
+    """
+    from transformers import AutoConfig
+
+    source = _checkpoint_source(choice)
+    with _explained(choice):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, token=_hub_token())
+    if "/" in (getattr(config, "_attn_implementation", None) or ""):
+        raise UserError(
+            f"{choice.label}: its config.json asks for attention code from elsewhere ({config._attn_implementation}), "
+            "which is not run; remove that line"
+        )
+    if config.is_encoder_decoder:  # transformers would load the decoder of some of them alone
+        raise _no_decoder_only_model(choice.label, config)
+    text_config = config.get_text_config(decoder=True)
+    if not isinstance(text_config.num_hidden_layers, int) or text_config.num_hidden_layers < 1:
+        raise UserError(f"{choice.label}: its config.json gives {text_config.num_hidden_layers!r} decoder layers")
+    return text_config
+
+
+def load_checkpoint(
+    choice: ModelChoice, device: torch.device, dtype: torch.dtype, *, over_all_devices: bool = False
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Load weights and tokenizer. No code that comes with a checkpoint is run.
+
+    Args:
+        choice: The checkpoint.
+        device: Where the model goes.
+        dtype: Of its weights and arithmetic.
+        over_all_devices: Split the model over all GPUs (and the CPU) instead, as accelerate sees fit.
+
+    Raises:
+        UserError: If they cannot be had, do not fill the model, or do not fit on the device.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
+    load_config(choice)  # refuses what is no decoder-only model
+    source = _checkpoint_source(choice)
+    with _explained(choice):
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, token=_hub_token())
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            trust_remote_code=False,
+            token=_hub_token(),
+            device_map="auto" if over_all_devices else None,
+            ignore_mismatched_sizes=True,  # named in `found`
+            output_loading_info=True,
+        )
+    model, found = loaded
+    _check_complete(choice.label, found)
+    if over_all_devices:
+        return model, tokenizer
+    try:
+        model.to(device)
+    except torch.OutOfMemoryError as err:
+        raise UserError(
+            f"{choice.label} does not fit into the memory of {device} as {dtype}; "
+            "use --dtype bfloat16, --device_map auto or --device cpu"
+        ) from err
+    return model, tokenizer
+
+
+def load_local_tokenizer(choice: ModelChoice) -> "PreTrainedTokenizerBase":
+    """The checkpoint's tokenizer as far as it lies on this machine: no network, no weights.
+
+    Raises:
+        UserError: If it is not here, or damaged; names the command that fetches it.
+    """
+    from transformers import AutoTokenizer
+
+    if choice.is_embedded:
+        source, command = MODELS_DIR / choice.label, "python -m utils.model.embedded"
+    else:
+        source = Path(choice.source).expanduser()
+        command = f"hf download {choice.source} --include '*.json' --include '*.jinja'"
+        if choice.size:
+            command = f"HF_TOKEN=... {command}"
+    try:
+        return AutoTokenizer.from_pretrained(
+            str(source) if source.is_dir() else choice.source, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as err:  # see `_explained`
+        raise UserError(f"there is no whole tokenizer of {choice.source} on this machine; run: {command}") from err
+
+
+def _check_complete(label: str, found: Mapping[str, Any]) -> None:
+    """Refuse weights that leave a part of the model as it was drawn at random.
+
+    Args:
+        label: The model's.
+        found: What transformers says about the loading.
+    """
+    if mismatched := sorted(found["mismatched_keys"]):
+        key, there, wanted = mismatched[0]
+        raise UserError(f"{label}: its weights do not fit its config.json: {key} is {list(there)}, not {list(wanted)}")
+    if missing := sorted(found["missing_keys"]):
+        raise UserError(f"{label}: its weights are incomplete: {len(missing)} tensors are missing, first {missing[0]}")
+    if unused := sorted(found["unexpected_keys"]):
+        log.warning("%s: %d tensors of its weights are not used, first %s", label, len(unused), unused[0])
+
+
+def load_weights_over(model: "PreTrainedModel", weights_path: Path) -> None:
+    """Replace a model's weights by those of a saved state dict.
+
+    Raises:
+        UserError: If the file is unsafe, belongs to another architecture (names the first key that differs), or
+            has values that are no numbers.
+    """
+    state = load_tensor_file(weights_path, "name the file that ./finetune_llama.py wrote")
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{weights_path} is not a state dict (names to tensors)")
+    expected = model.state_dict()
+    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
+    for key in [*expected, *state]:
+        if key not in state and key in tied:
+            continue
+        if key not in state or key not in expected or state[key].shape != expected[key].shape:
+            found = list(state[key].shape) if key in state else "nothing"
+            wanted = list(expected[key].shape) if key in expected else "nothing"
+            raise UserError(f"{weights_path} is for another architecture: {key} is {found}, the model has {wanted}")
+    try:
+        broken = next((key for key, value in state.items() if not bool(torch.isfinite(value).all())), None)
+        if broken is not None:
+            raise UserError(f"{weights_path}: {broken} has NaN or infinite values; make it again")
+        model.load_state_dict(state, strict=False)
+    except RuntimeError as err:  # tensors of a kind that no model has, such as sparse ones
+        raise UserError(f"{weights_path} cannot be put over the model's weights: {_first_line(err)}") from err
+
+
+def find_decoder_layers(model: "PreTrainedModel", label: str) -> list[nn.Module]:
+    """The decoder blocks, in order.
+
+    Raises:
+        UserError: If the architecture has no such list, or is none that these hooks steer correctly.
+    """
+    config = model.config.get_text_config(decoder=True)
+    if model.config.is_encoder_decoder or model.get_output_embeddings() is None:
+        raise _no_decoder_only_model(label, model.config)
+    if getattr(model, "_is_stateful", False):
+        raise UserError(
+            f"{label} ({model.config.model_type}) carries a recurrent state across tokens; "
+            "steering from a position on is not defined for it, so it is refused"
+        )
+    lists = [child for child in model.get_decoder().children() if isinstance(child, nn.ModuleList)]
+    found = [blocks for blocks in lists if len(blocks) == config.num_hidden_layers]
+    if len(found) != 1:
+        raise UserError(f"{label} ({model.config.model_type}): its decoder blocks cannot be told; it cannot be steered")
+    return list(found[0])
+
+
+def _no_decoder_only_model(label: str, config: "PretrainedConfig") -> UserError:
+    return UserError(f"{label} ({config.model_type}) is no decoder-only language model; it cannot be steered")
+
+
+def _checkpoint_source(choice: ModelChoice) -> str:
+    if choice.is_embedded:
+        return str(ensure_embedded_model())
+    path = Path(choice.source).expanduser()
+    if path.is_dir():
+        return str(path)
+    if choice.source.startswith(("/", "./", "../", "~")):
+        raise UserError(f"--model {choice.source}: there is no such folder")
+    return choice.source
+
+
+def _hub_token() -> str | None:
+    """HF_TOKEN from the environment or the repository's .env."""
+    from dotenv import dotenv_values
+
+    token = os.environ.get("HF_TOKEN") or dotenv_values(REPOSITORY / ".env").get("HF_TOKEN") or ""
+    return token.strip() or None
+
+
+@contextmanager
+def _explained(choice: ModelChoice) -> Iterator[None]:
+    """Turn what the hub client and the loaders raise into one line that says what to do.
+
+    They raise every kind of error for a damaged or hostile checkpoint, down to ZeroDivisionError.
+    """
+    try:
+        yield
+    except Exception as err:
+        reason = redact(_first_line(err))
+        if choice.size and choice.size != EMBEDDED_SIZE:
+            raise UserError(
+                f"{choice.source} could not be loaded ({reason}). Llama 2 is gated: ask for access on its page at "
+                f"the Hugging Face hub and put HF_TOKEN=... into .env. --model_size {EMBEDDED_SIZE} needs neither."
+            ) from err
+        raise UserError(f"--model {choice.source} could not be loaded: {reason}") from err
+
+
+def _first_line(err: BaseException) -> str:
+    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+    return (lines[0] if lines else type(err).__name__)[:300].rstrip(".")

@@ -1,0 +1,1 @@
+"""Steering vectors: made, kept, analysed."""
