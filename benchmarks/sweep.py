@@ -29,9 +29,10 @@ from benchmarks.common import (
     seconds,
     skip_without_gpu,
 )
-from llama_wrapper import LlamaWrapper, probabilities_of
+from llama_wrapper import LlamaWrapper
 from utils.behaviors import BEHAVIORS
 from utils.model.chat_format import PromptTokens
+from utils.model.scoring import probabilities_of
 from utils.model.steering import RowSteering, Steering
 
 

@@ -64,3 +64,8 @@ def choose_model(model_size: str, model: str | None, use_base_model: bool) -> Mo
         raise UserError(f"unknown model size {model_size!r}; choose from: {', '.join(MODEL_SIZES)}")
     source = LLAMA_2_CHECKPOINTS[model_size][1 if use_base_model else 0]
     return ModelChoice(source, checkpoint_label(source), model_size, use_base_model)
+
+
+def choice_of(name: str) -> ModelChoice:
+    """The chat checkpoint that a word means: a size, a hub name or a folder."""
+    return choose_model(name, None, False) if name in MODEL_SIZES else choose_model("", name, False)
