@@ -1,6 +1,7 @@
 """Which checkpoint a command means, and the names that it leaves in file names."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from utils.errors import UserError
 
@@ -69,3 +70,12 @@ def choose_model(model_size: str, model: str | None, use_base_model: bool) -> Mo
 def choice_of(name: str) -> ModelChoice:
     """The chat checkpoint that a word means: a size, a hub name or a folder."""
     return choose_model(name, None, False) if name in MODEL_SIZES else choose_model("", name, False)
+
+
+def local_folder(choice: ModelChoice) -> Path | None:
+    """The folder that --model names, if it names one."""
+    try:
+        folder = Path(choice.source).expanduser()
+    except RuntimeError:  # ~name, and there is no such user
+        return None
+    return folder if folder.is_dir() else None
