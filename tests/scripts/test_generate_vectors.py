@@ -109,7 +109,7 @@ def test_the_provenance_says_what_the_vectors_were_made_from(generate: Callable[
     dataset = small_root / "datasets" / "generate" / "sycophancy" / "generate_dataset.json"
     assert run["model"] == LABEL and run["dtype"] == "float32" and run["prompt_format"] == "template"
     assert run["dataset_sha256"] == sha256_of(dataset)
-    assert (run["n_pairs"], run["token_position"], run["seed"]) == (3, "answer letter", 5)
+    assert (run["n_pairs"], run["read"], run["method"]) == (3, "letter", "mean")
     assert run["command"].startswith("./generate_vectors.py --root ") and run["torch"] == torch.__version__
 
 

@@ -179,7 +179,7 @@ def test_a_pair_that_comes_twice_counts_once(tmp_path: Path) -> None:
     first, second = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[5.0, 7.0]]])
     sums.add([2], first, second)
     sums.add([2, 0], torch.cat([first, second]), torch.cat([second, first]))
-    assert sums.total.tolist() == [[-4.0 + 4.0, -5.0 + 5.0]]
+    assert sums.mean.total.tolist() == [[-4.0 + 4.0, -5.0 + 5.0]]
     assert sums.done == [2, 0]
     assert sums.sides is not None
     assert sums.sides["pos"][0, [2, 0]].tolist() == [[1.0, 2.0], [5.0, 7.0]]

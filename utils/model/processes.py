@@ -53,7 +53,7 @@ def gather(value: T) -> list[T]:
 
 
 def gather_to_main(value: T) -> list[T]:
-    """The values of all processes in the main one, in their order; nothing in the others. Every process must call it."""
+    """The values of all processes in the main one, nothing in the others; every process must call it."""
     if count() == 1:
         return [value]
     from torch import distributed

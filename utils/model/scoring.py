@@ -166,14 +166,18 @@ def _is_exact(
     sample: list[Steerings] = [None, *steered[:1], *steered[-1:], *strongest]
     prompt, token_ids = min(asked, key=lambda one: len(one[0]))
     longest, _ = max(asked, key=lambda one: len(one[0]))
+    kept: list[Steerings] = []  # without what overflows by itself, which says nothing about packing
 
     def plain() -> Tensor:
-        return torch.stack([_one_row(runtime, prompt, steering, token_ids) for steering in sample])
+        rows = {i: _one_row(runtime, prompt, steering, token_ids) for i, steering in enumerate(sample)}
+        finite = {i: row for i, row in rows.items() if bool(row.isfinite().all())}
+        kept.extend(sample[i] for i in finite)
+        return torch.stack(list(finite.values())) if finite else torch.empty(0, len(token_ids))
 
     def packed() -> Tensor:
         both = [prompt, longest]
         passes = runtime.batcher.run_halving(
-            [0, 1], lambda batch: score_packed(runtime, [both[i] for i in batch], sample, [token_ids] * len(batch))
+            [0, 1], lambda batch: score_packed(runtime, [both[i] for i in batch], kept, [token_ids] * len(batch))
         )
         return next(passes)[1][0]
 

@@ -185,11 +185,11 @@ class RowSteering:
         self._layers = layers
         self._n_rows = len(rows)
         self._edits: dict[int, list[tuple[Steering, Tensor]]] = {}  # layer -> what is done to which rows, in order
-        of_rows: dict[Steering, list[int]] = {}
+        of_rows: dict[tuple[int, Steering], list[int]] = {}  # place in its row, steering -> rows
         for index, row in enumerate(rows):
-            for steering in as_tuple(row):
-                of_rows.setdefault(steering, []).append(index)
-        for steering, indices in of_rows.items():
+            for place, steering in enumerate(as_tuple(row)):
+                of_rows.setdefault((place, steering), []).append(index)
+        for (_, steering), indices in sorted(of_rows.items(), key=lambda entry: entry[0][0]):
             self._edits.setdefault(steering.layer, []).append((steering, torch.tensor(indices)))
         self.positions: Tensor | None = None
         """[batch, seq_len] bool: which tokens of the coming forward pass are steered; None for all."""

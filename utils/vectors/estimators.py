@@ -63,7 +63,8 @@ def check_tables(positive: Tensor, negative: Tensor) -> None:
         )
 
 
-ESTIMATORS: dict[str, Estimator] = {"mean": mean_difference}
+MEAN = "mean"
+ESTIMATORS: dict[str, Estimator] = {MEAN: mean_difference}
 
 
 def normalize_to_mean_norm(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:

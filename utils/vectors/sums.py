@@ -100,6 +100,11 @@ class PairSums:
                 if self.sides:
                     self.sides[side][:, done] = values
 
+    def broken_layers(self) -> list[int]:
+        """Layers with activations that are not finite."""
+        finite = self.mean.total.isfinite().all(dim=1)
+        return [layer for layer, row in zip(self.layers, finite, strict=True) if not row]
+
     def forget(self) -> None:
         """The vectors are written."""
         self.path.unlink(missing_ok=True)
