@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from utils.data.records import ContrastPair
-from utils.model import processes, reading, scoring
+from utils.model import answer_scoring, processes, reading, scoring
+from utils.model.answer_scoring import AnswerPair
 from utils.model.chat_format import ChatFormat, PromptTokens
 from utils.model.checkpoints import ModelChoice, choice_of
 from utils.model.generation import Decoding, GenerationRow, generate_rows, generate_without_cache
@@ -269,6 +270,40 @@ class LlamaWrapper:
         """The same as `score`, with one full sequence for every prompt and steering."""
         check_range(steerings, self.dtype)
         return scoring.score_plainly(self.runtime, prompts, steerings, token_ids, batch_size, skip)
+
+    def score_answers(
+        self,
+        pairs: Sequence[AnswerPair],
+        steerings: Sequence[Steerings],
+        batch_size: int | None = None,
+        skip: Collection[int] = (),
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Mean log-probability per token of both answers of each question, under every steering.
+
+        A prompt runs once up to its first steered token. Steering reaches that token and all of the answer.
+
+        Args:
+            pairs: The questions with their answers; the answer begins behind each one's `steer_start`.
+            steerings: What to do; None for nothing.
+            batch_size: Questions in one pass; None for as many as fit.
+            skip: Questions whose scores are not needed; they do not change how the others are batched.
+
+        Yields:
+            Index into `pairs` and [len(steerings), 2] float32: of the matching and of the other answer, in nats.
+        """
+        check_range(steerings, self.dtype)
+        return answer_scoring.score_answers(self.runtime, pairs, steerings, batch_size, skip)
+
+    def score_answers_plainly(
+        self,
+        pairs: Sequence[AnswerPair],
+        steerings: Sequence[Steerings],
+        batch_size: int | None = None,
+        skip: Collection[int] = (),
+    ) -> Iterator[tuple[int, Tensor]]:
+        """The same as `score_answers`, with one full sequence for every answer and steering."""
+        check_range(steerings, self.dtype)
+        return answer_scoring.score_answers_plainly(self.runtime, pairs, steerings, batch_size, skip)
 
     # --- generating ---
 

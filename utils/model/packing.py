@@ -12,10 +12,12 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from utils.model.steering import Steering, hidden_of, with_hidden
 
@@ -102,8 +104,8 @@ def tails_enter_late(
     length = batch.prefix_length + batch.tail_length
     with ExitStack() as stack:
         for index, layer in enumerate(layers):
-            hook = _narrow_inputs(layer, batch.sequence_length, length)
-            stack.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
+            narrow = partial(_narrowed, full_length=batch.sequence_length, length=length)
+            stack.callback(LayerInputs(layer).changed_by(narrow).remove)
             edits = _edits_at(index, combinations)
             if edits:
                 stack.callback(layer.register_forward_hook(_edit_tails(batch, edits)).remove)
@@ -163,22 +165,31 @@ _SEQUENCE_DIMENSIONS = {
 }
 
 
-def _narrow_inputs(layer: nn.Module, full_length: int, length: int) -> Callable[..., Any]:
-    """A pre-hook that cuts a block's inputs down to the first `length` columns."""
-    names = list(inspect.signature(layer.forward).parameters)
+class LayerInputs:
+    """What a decoder block is given, by name, and a way to change it."""
 
-    def narrow(name: str, value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(narrow(name, part) for part in value)
-        if not isinstance(value, Tensor):
-            return value
-        for dimension in _SEQUENCE_DIMENSIONS.get(name, ()):
-            if value.shape[dimension] == full_length:
-                value = value.narrow(dimension, 0, length)
-        return value
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+        self._names = list(inspect.signature(layer.forward).parameters)
 
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ARG001
-        narrowed = tuple(narrow(name, value) for name, value in zip(names, args, strict=False))
-        return narrowed, {name: narrow(name, value) for name, value in kwargs.items()}
+    def changed_by(self, change: Callable[[str, Tensor], Tensor]) -> RemovableHandle:
+        """A pre-hook that gives the block `change(name, tensor)` for each of its tensors."""
 
-    return hook
+        def apply(name: str, value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(apply(name, part) for part in value)
+            return change(name, value) if isinstance(value, Tensor) else value
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ARG001
+            changed = tuple(apply(name, value) for name, value in zip(self._names, args, strict=False))
+            return changed, {name: apply(name, value) for name, value in kwargs.items()}
+
+        return self.layer.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def _narrowed(name: str, value: Tensor, full_length: int, length: int) -> Tensor:
+    """An input of a block, cut down to the first `length` columns."""
+    for dimension in _SEQUENCE_DIMENSIONS.get(name, ()):
+        if value.shape[dimension] == full_length:
+            value = value.narrow(dimension, 0, length)
+    return value
