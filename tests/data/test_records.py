@@ -9,7 +9,7 @@ import pytest
 
 from tests.reference import reference_path
 from tests.roots import put_json
-from utils.behaviors import BEHAVIORS
+from utils.behaviors import published_behaviors
 from utils.data.records import ContrastPair, load_choice_items, load_contrast_pairs, load_open_ended_questions
 from utils.errors import UserError
 from utils.paths import REPOSITORY, DataPaths
@@ -86,7 +86,7 @@ def test_every_dataset_there_is_loads(root: Path | str) -> None:
     elif root == "parity":
         root = reference_path("parity")
     paths = DataPaths(Path(root))
-    for behavior in BEHAVIORS:
+    for behavior in published_behaviors():
         assert load_contrast_pairs(paths.generate_dataset(behavior))
         assert load_choice_items(paths.test_dataset(behavior, "ab"), "ab")
         assert load_open_ended_questions(paths.test_dataset(behavior, "open_ended"))

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from tests.reference import reference_path
-from utils.behaviors import BEHAVIORS
+from utils.behaviors import published_behaviors
+from utils.data.choices import split_choices
 from utils.data.duplicates import find_duplicates
 from utils.data.records import ContrastPair
-from utils.data.splitting import Splits, clean_pair, first_line, pair_record, split_choices, split_pairs
+from utils.data.splitting import Splits, clean_pair, first_line, pair_record, split_pairs
 from utils.errors import UserError
 
 RAW = Path("dataset.json")
@@ -34,7 +35,7 @@ def _split(pairs: list[ContrastPair], seed: int = 0) -> Splits:
     return split_pairs(pairs, find_duplicates([pair.question for pair in pairs]), seed, RAW)
 
 
-@pytest.mark.parametrize("behavior", BEHAVIORS)
+@pytest.mark.parametrize("behavior", published_behaviors())
 def test_cleaning_the_published_raw_sets_gives_the_published_sets_item_by_item(behavior: str) -> None:
     def load(*parts: str) -> list[dict[str, Any]]:
         return json.loads(reference_path("caa", "datasets", *parts).read_text())
@@ -47,7 +48,7 @@ def test_cleaning_the_published_raw_sets_gives_the_published_sets_item_by_item(b
     assert len(as_text) == len(raw)
 
 
-@pytest.mark.parametrize("behavior", [behavior for behavior in BEHAVIORS if behavior != "sycophancy"])
+@pytest.mark.parametrize("behavior", [behavior for behavior in published_behaviors() if behavior != "sycophancy"])
 def test_the_published_open_ended_questions_are_the_first_lines_of_the_test_questions(behavior: str) -> None:
     folder = reference_path("caa", "datasets", "test", behavior)
     tests = json.loads((folder / "test_dataset_ab.json").read_text())
@@ -192,7 +193,7 @@ def test_a_set_in_which_all_items_share_the_first_line_still_splits() -> None:
     ],
 )
 def test_too_few_items_are_refused_with_the_numbers(pairs: list[ContrastPair], numbers: str) -> None:
-    with pytest.raises(UserError, match=f"{numbers}, are too few to split; needs at least 60 items: 50 single"):
+    with pytest.raises(UserError, match=f"{numbers}, are too few for 50 to test and 10 to generate from; add items"):
         _split(pairs)
 
 

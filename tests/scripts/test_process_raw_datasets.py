@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-import process_raw_datasets
 from process_raw_datasets import main
 from tests.reference import reference_path
+from utils.data import processing
 from utils.data.records import load_choice_items, load_contrast_pairs, load_open_ended_questions
 from utils.files.provenance import read_provenance
 from utils.files.reading import sha256_of
@@ -163,7 +163,7 @@ def test_a_write_that_fails_leaves_all_sets_of_the_earlier_split(
             raise OSError(28, os.strerror(28), "test_dataset_ab.json")
         return dumps(value, **options)
 
-    monkeypatch.setattr(process_raw_datasets, "json", type("json", (), {"dumps": staticmethod(fail_at_the_second_set)}))
+    monkeypatch.setattr(processing, "json", type("json", (), {"dumps": staticmethod(fail_at_the_second_set)}))
     assert main([*command, "--overwrite", "--seed", "1"]) == 1
     assert n_dumped == 2
     assert [path.read_bytes() for path in _outputs(tmp_path, "refusal")] == before
@@ -196,7 +196,7 @@ def test_one_faulty_raw_set_fails_by_name_and_the_others_are_made(
     behaviors = ["sycophancy", "hallucination", "refusal", "myopic-reward"]
     assert main(["--root", str(tmp_path), "--behaviors", *behaviors]) == 1
     err = _errors(capsys)
-    assert f"{small}: 59 items, 59 of them" in err and "needs at least 60 items" in err
+    assert f"{small}: 59 items, 59 of them" in err and "run with --n_test 49 or less" in err
     assert f"{faulty}, item 70: answer (C) is not among the choices A, B" in err
     assert f"{DataPaths(tmp_path).raw_dataset('myopic-reward')} not found" in err
     assert "behaviors: wrote 1, skipped 0, failed 3" in err
