@@ -302,9 +302,9 @@ def test_faults_are_listed_with_file_and_item_and_fail_the_check(
         f"{generate_path}, item 4, key 'question': expected text that is not empty, found ''",
         f"{generate_path}, item 5, key 'answer_matching_behavior': not cleaned",
         f"{test_path}, item 7: choice (B) is empty",
+        f"{test_path}, item 11: the same question is item 6 of {generate_path}",
         f"{open_path}, item 8: an open-ended question still has choices",
         f"{open_path}, item 9, key 'question': expected text that is not empty",
-        f"{test_path}, item 11: the same question is item 6 of {generate_path}",
         f"{DataPaths(sound_root).test_dataset('', 'truthful_qa')} is not valid JSON",
         f"{mmlu}, item 2, key 'correct_full_text': not the text of choice (A)",
     ]
@@ -340,10 +340,10 @@ def test_what_is_worth_knowing_is_noted_and_passes(sound_root: Path, capsys: pyt
         f"note: {generate_path}: items longer than 2000 characters: 1 (item 2)",
         f"note: {test_path}: 30 of 49 matching answers (61.2%) are at (B)",
         f"note: {test_path}: test questions that share their first line with the generate set: 1 (item 0)",
-        f"note: {open_path}: open-ended questions that repeat an earlier one: 1",
-        f"note: {open_path}: questions that are not the first line of an A/B test question: 2 (item 0, 49)",
         f"note: {DataPaths(sound_root).raw_dataset('refusal')}: generate and test items that are not in this raw set: "
         f"{n_changed}",
+        f"note: {open_path}: open-ended questions that repeat an earlier one: 1",
+        f"note: {open_path}: questions that are not the first line of a test question: 2 (item 0, 49)",
     ]
 
 
