@@ -168,7 +168,13 @@ def split_pairs(
     prompts = [_prompt(pair) for pair in pairs]
     repeated = {position for pair in duplicates.exact for position in pair}
     testable = {i for i in range(len(pairs)) if i not in repeated and prompts[i] not in generated}
-    _check_numbers(len(pairs), len(testable), n_test, source, "" if other_form is None else " or in the other form")
+    _check_numbers(
+        len(pairs),
+        len(testable),
+        n_test,
+        source,
+        "" if other_form is None else " and outside the other form's generate set",
+    )
     order = list(range(len(pairs)))
     random.Random(seed).shuffle(order)
     related = _related_positions(pairs, duplicates)
