@@ -180,6 +180,18 @@ def test_both_forms_are_split_without_leaks_and_pass_the_check(
     assert snapshot(paths.root) == before
 
 
+def test_a_text_set_that_is_still_the_example_can_be_deleted(
+    paths: DataPaths, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_records(paths.raw_dataset("pirate"), [ab_pair(index) for index in range(8)])
+    assert process(paths.root, "--behaviors", "pirate", "--n_test", "4") == 2
+    err = capsys.readouterr().err
+    assert f"{paths.raw_text_dataset('pirate')}: 4 items" in err and "or delete it to do without text pairs" in err
+    assert not paths.generate_dataset("pirate").exists()
+    paths.raw_text_dataset("pirate").unlink()
+    assert process(paths.root, "--behaviors", "pirate", "--n_test", "4") == 0
+
+
 def test_text_pairs_alone_are_a_behavior(paths: DataPaths, capsys: pytest.CaptureFixture[str]) -> None:
     paths.raw_dataset("pirate").unlink()
     paths.test_dataset("pirate", "open_ended").unlink()

@@ -59,8 +59,8 @@ def check_behavior(paths: DataPaths, behavior: str) -> list[Findings]:
     open_path = paths.test_dataset(behavior, "open_ended")
     questions = _load_items(open_path, findings, "open-ended", _load_open_ended)
     findings.note_long(open_path, questions)
-    separately = about is not None and about.open_ended_written_separately
-    _compare_open_ended(open_path, questions, forms, findings, separately=separately)
+    if about is not None:
+        _compare_open_ended(open_path, questions, forms, findings, separately=about.open_ended_written_separately)
     if len(forms) > 1:
         _compare_forms(forms[0], forms[1])
         _compare_forms(forms[1], forms[0])

@@ -168,13 +168,7 @@ def split_pairs(
     prompts = [_prompt(pair) for pair in pairs]
     repeated = {position for pair in duplicates.exact for position in pair}
     testable = {i for i in range(len(pairs)) if i not in repeated and prompts[i] not in generated}
-    _check_numbers(
-        len(pairs),
-        len(testable),
-        n_test,
-        source,
-        "" if other_form is None else " and outside the other form's generate set",
-    )
+    _check_numbers(len(pairs), len(testable), n_test, source, is_second=other_form is not None)
     order = list(range(len(pairs)))
     random.Random(seed).shuffle(order)
     related = _related_positions(pairs, duplicates)
@@ -198,13 +192,16 @@ def _min_generate(n_pairs: int) -> int:
     return min(MIN_GENERATE, (n_pairs + 1) // 2)
 
 
-def _check_numbers(n_pairs: int, n_testable: int, n_test: int, source: Path, elsewhere: str) -> None:
+def _check_numbers(n_pairs: int, n_testable: int, n_test: int, source: Path, *, is_second: bool) -> None:
+    """`is_second`: the behavior's pairs of the other form have been split before."""
     most = min(n_testable, n_pairs - _min_generate(n_pairs))
     if n_pairs >= MIN_PAIRS and n_test <= most:
         return
+    elsewhere = " and outside the other form's generate set" if is_second else ""
     found = f"{source}: {n_pairs} items, {n_testable} of them without an exact duplicate{elsewhere},"
     if n_pairs < MIN_PAIRS:
-        raise UserError(f"{found} are too few to split; needs at least {MIN_PAIRS} items")
+        otherwise = ", or delete it to do without text pairs" if is_second else ""
+        raise UserError(f"{found} are too few to split; needs at least {MIN_PAIRS} items{otherwise}")
     otherwise = f", or run with --n_test {most} or less" if most else ""
     raise UserError(
         f"{found} are too few for {n_test} to test and {_min_generate(n_pairs)} to generate from; add items{otherwise}"
