@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.behaviors import BEHAVIORS
+from utils.behaviors import load_behavior
 from utils.cli import values as flag_values
 from utils.cli.flags import (
     add_behaviors,
@@ -70,7 +70,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--vector_behavior",
-        choices=list(BEHAVIORS),
         metavar="ID",
         help="steer with this behavior's vectors, whichever behavior is evaluated (default: its own)",
     )
@@ -157,6 +156,7 @@ def plan_sweep(
     from utils.data.records import load_choice_items, load_open_ended_questions
     from utils.evaluation.sweep import Sweep
 
+    load_behavior(paths, behavior).system_prompt(args.system_prompt)  # said before the model is loaded
     combinations = tuple((layer, multiplier) for layer in layers for multiplier in sorted(set(args.multipliers)))
     settings = SteeringSettings(
         layer=combinations[0][0],

@@ -77,11 +77,25 @@ class DataPaths:
         self.analysis_dir = root / "analysis"
         self.scores_dir = self.results_dir / "open_ended_scores"
 
+    def behavior_file(self, behavior: str) -> Path:
+        return self.datasets_dir / "behaviors" / f"{behavior}.json"
+
     def raw_dataset(self, behavior: str) -> Path:
         return self.datasets_dir / "raw" / behavior / "dataset.json"
 
+    def raw_text_dataset(self, behavior: str) -> Path:
+        return self.raw_dataset(behavior).with_name("dataset_text.json")
+
     def generate_dataset(self, behavior: str) -> Path:
         return self.datasets_dir / "generate" / behavior / "generate_dataset.json"
+
+    def generate_text_dataset(self, behavior: str) -> Path:
+        """The contrast pairs of text form."""
+        return self.generate_dataset(behavior).with_name("generate_dataset_text.json")
+
+    def test_text_dataset(self, behavior: str) -> Path:
+        """The held-out contrast pairs of text form."""
+        return self.datasets_dir / "test" / behavior / "test_dataset_text.json"
 
     def test_dataset(self, behavior: str, result_type: ResultType) -> Path:
         """The evaluation set; TruthfulQA and MMLU are the same for every behavior."""

@@ -13,7 +13,7 @@ import pytest
 import process_raw_datasets
 from process_raw_datasets import main
 from tests.reference import reference_path
-from utils.behaviors import BEHAVIORS
+from utils.behaviors import published_behaviors
 from utils.data import published as published_data
 from utils.data.published import check_base_url, published_files
 from utils.errors import UserError
@@ -175,7 +175,7 @@ def test_everything_published_is_fetched_from_a_mirror_byte_by_byte(
 
 def test_every_behavior_and_knowledge_set_is_pinned_with_its_kinds(tmp_path: Path) -> None:
     paths = DataPaths(tmp_path)
-    for behavior in BEHAVIORS:
+    for behavior in published_behaviors():
         kinds = [file.url_path.split("/")[0] for file in published_files(paths, behavior)]
         has_raw = behavior not in ("hallucination", "sycophancy")
         assert kinds == ["raw"] * has_raw + ["generate", "test", "test"]

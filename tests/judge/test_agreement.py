@@ -11,7 +11,7 @@ from scipy import stats
 from tests.answers import put_answers
 from tests.reference import reference_path
 from tests.roots import put_json
-from utils.behaviors import BEHAVIORS
+from utils.behaviors import published_behaviors
 from utils.judge.agreement import compare_folders, compute_agreement, counts, fisher_interval, pair_scores, table
 
 
@@ -89,7 +89,7 @@ def published_scores(folder: Path) -> dict[str, list[list[float | None]]]:
 def test_published_scores_agree_with_themselves(published: Path) -> None:
     comparison = compare_folders(published, published)
     scores = published_scores(published)
-    assert set(comparison.by_behavior) == set(scores) == set(BEHAVIORS)
+    assert set(comparison.by_behavior) == set(scores) == set(published_behaviors())
     for behavior, pairs in comparison.by_behavior.items():
         expected = [score for file in scores[behavior] for score in file if score is not None]
         assert pairs.a == pairs.b == expected

@@ -123,7 +123,13 @@ class PublishedFile:
 
 
 def published_files(paths: DataPaths, set_name: str) -> list[PublishedFile]:
-    """The files of a behavior, of "truthfulqa" or of "mmlu"."""
+    """The files of a behavior, of "truthfulqa" or of "mmlu".
+
+    Raises:
+        UserError: If that set is not among the published ones.
+    """
+    if set_name not in _PINNED:
+        raise UserError(f"there is no published set of {set_name}; leave it out of --behaviors")
     files = []
     for kind, (n_bytes, sha256) in _PINNED[set_name].items():
         match kind:

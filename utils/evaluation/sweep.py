@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from utils.behaviors import get_behavior
+from utils.behaviors import load_behavior
 from utils.cli.progress import progress
 from utils.errors import UserError
 from utils.files.journal import Journal, open_journal, read_header
@@ -183,7 +183,8 @@ class _Evaluation:
     ) -> None:
         self.model, self.sweep, self.journal, self.paths, self.options = model, sweep, journal, paths, options
         self.steerings = _distinct_steerings(combinations, vectors)
-        self.system_prompt = get_behavior(sweep.settings.behavior).system_prompt(sweep.settings.system_prompt)
+        behavior = load_behavior(paths, sweep.settings.behavior)
+        self.system_prompt = behavior.system_prompt(sweep.settings.system_prompt)
         self.items: list[Any] = [item for item in sweep.items for _ in range(sweep.settings.num_samples)]
         self._written: set[int] = set()  # places in `steerings`
         self._collect()
