@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from utils.behaviors import Behavior, load_behavior
+from utils.data.estimates import Estimate
 from utils.evaluation.effects import Point, layer_steerabilities
-from utils.evaluation.metrics import Estimate, Steerability
+from utils.evaluation.metrics import Steerability
 from utils.figures.effects import Y_LABELS
 from utils.figures.results import Task
 from utils.settings import ResultType

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from utils.behaviors import list_behaviors
-from utils.evaluation.metrics import Estimate, mean_estimates
+from utils.data.estimates import Estimate
+from utils.evaluation.metrics import mean_estimates
 from utils.evaluation.results import ItemValues, align
 from utils.figures.effects import against_the_name
 from utils.figures.results import Task

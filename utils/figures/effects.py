@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from utils.behaviors import Behavior, load_behavior
+from utils.data.estimates import Estimate
 from utils.evaluation.effects import ALPHA, LayerSteerability, LetterUse, Point
-from utils.evaluation.metrics import Estimate, mean_estimates
+from utils.evaluation.metrics import mean_estimates
 from utils.figures.style import (
     COLUMN_WIDTH,
     LAYER_LABEL,

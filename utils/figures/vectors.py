@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from utils.behaviors import load_behavior
-from utils.evaluation.metrics import Estimate
+from utils.data.estimates import Estimate
 from utils.figures.results import behavior_style
 from utils.figures.style import (
     COLUMN_WIDTH,
