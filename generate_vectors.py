@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__, overwrite=True)
     add_behaviors(parser)
     add_layers(parser)
     add_model(parser)
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     paths, choice = data_paths(args), model_choice(args)
     pairs = {
         behavior: load_contrast_pairs(
-            paths.generate_dataset(behavior), f"run: ./process_raw_datasets.py --behaviors {behavior}"
+            paths.generate_dataset(behavior), f"run: {paths.command('process_raw_datasets', '--behaviors', behavior)}"
         )
         for behavior in args.behaviors
     }
@@ -184,7 +184,6 @@ def _provenance(model: "LlamaWrapper", dataset: Path, n_pairs: int, args: argpar
         "dataset_sha256": sha256_of(dataset),
         "n_pairs": n_pairs,
         "token_position": "answer letter",
-        "seed": args.seed,
     }
 
 
