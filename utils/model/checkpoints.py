@@ -1,6 +1,7 @@
 """Which checkpoint a command means, and the names that it leaves in file names."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from utils.errors import UserError
 
@@ -64,3 +65,12 @@ def choose_model(model_size: str, model: str | None, use_base_model: bool) -> Mo
         raise UserError(f"unknown model size {model_size!r}; choose from: {', '.join(MODEL_SIZES)}")
     source = LLAMA_2_CHECKPOINTS[model_size][1 if use_base_model else 0]
     return ModelChoice(source, checkpoint_label(source), model_size, use_base_model)
+
+
+def local_folder(choice: ModelChoice) -> Path | None:
+    """The folder that --model names, if it names one."""
+    try:
+        folder = Path(choice.source).expanduser()
+    except RuntimeError:  # ~name, and there is no such user
+        return None
+    return folder if folder.is_dir() else None
