@@ -28,7 +28,7 @@ from utils.cli.flags import (
     model_choice,
 )
 from utils.cli.run import EXIT_DONE, exit_with, run_main
-from utils.evaluation.plan import SweepRequest, load_sweep_vectors, plan_sweeps
+from utils.evaluation.plan import SweepRequest, load_vectors, plan_sweeps
 from utils.settings import RESULT_TYPES
 
 log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
     if not plan.waiting:
         log.info("wrote 0, skipped %d that are there already (--overwrite makes them again)", plan.n_skipped)
         return EXIT_DONE
-    vectors = {sweep.settings.behavior: load_sweep_vectors(request, sweep) for sweep in plan.waiting}
+    vectors = load_vectors(plan)
 
     from llama_wrapper import LlamaWrapper
     from utils.evaluation.sweep import run_sweeps

@@ -14,6 +14,7 @@ from utils.files.provenance import Differences, describe_differences, difference
 from utils.files.reading import load_vector, sha256_of
 from utils.model import processes
 from utils.model.checkpoints import HALF_PRECISION_SIZES, ModelChoice, check_layers, checkpoint_label
+from utils.model.shapes import ModelShape, model_shape
 from utils.paths import DataPaths
 from utils.settings import ResultType, Side, StartPosition, SteeringSettings
 from utils.vectors.files import choice_of_label, generate_command, normalize_command
@@ -97,6 +98,7 @@ class SweepPlan:
     """The sweeps of a request and how much of each is to be made."""
 
     request: SweepRequest
+    shape: ModelShape
     sweeps: tuple[Sweep, ...]
     n_missing: tuple[int, ...]
     """Result files to make, of each sweep."""
@@ -130,10 +132,10 @@ def plan_sweeps(request: SweepRequest) -> SweepPlan:
     """
     check_request(request)
     choice = request.choice
-    n_layers = _model_shape(choice)[0]
-    layers = check_layers(request.layers, n_layers, choice.label)
+    shape = model_shape(choice)
+    layers = check_layers(request.layers, shape.n_layers, choice.label)
     if request.override_vector is not None and request.override_vector_model is None:
-        check_layers([request.override_vector], n_layers, choice.label, "--override_vector")
+        check_layers([request.override_vector], shape.n_layers, choice.label, "--override_vector")
     weights_sha256 = sha256_of(request.weights_path) if request.weights_path else None
     sweeps = tuple(_plan_sweep(request, behavior, layers, weights_sha256) for behavior in request.behaviors)
     if not request.overwrite:
@@ -143,7 +145,7 @@ def plan_sweeps(request: SweepRequest) -> SweepPlan:
         [len(sweep.missing(request.paths, overwrite=request.overwrite)) for sweep in sweeps]
     )
     stale = warn_of_stale_results(request, sweeps, _known_of_model(request))
-    return SweepPlan(request, sweeps, tuple(n_missing), stale)
+    return SweepPlan(request, shape, sweeps, tuple(n_missing), stale)
 
 
 def check_request(request: SweepRequest) -> None:
@@ -217,14 +219,6 @@ def _settings_of(request: SweepRequest, behavior: str) -> SteeringSettings:
     )
 
 
-def _model_shape(choice: ModelChoice) -> tuple[int, int]:
-    """Layers and width of the model."""
-    from utils.model.loading import load_config
-
-    config = load_config(choice)
-    return config.num_hidden_layers, config.hidden_size
-
-
 def forget_finished(sweep: Sweep, paths: DataPaths) -> None:
     """Remove the journals of runs that were killed when all their result files were written.
 
@@ -238,19 +232,23 @@ def forget_finished(sweep: Sweep, paths: DataPaths) -> None:
             path.unlink(missing_ok=True)
 
 
-def load_sweep_vectors(request: SweepRequest, sweep: Sweep) -> "dict[int, Tensor]":
-    """The steering vector for each layer.
+def load_vectors(plan: SweepPlan) -> "dict[str, dict[int, Tensor]]":
+    """The steering vector for each layer, by behavior, for every sweep that waits.
 
     Raises:
         UserError: If one is missing (names the commands that make it), broken, or of another width.
     """
+    return {sweep.settings.behavior: _load_vectors(plan, sweep) for sweep in plan.waiting}
+
+
+def _load_vectors(plan: SweepPlan, sweep: Sweep) -> "dict[int, Tensor]":
+    request = plan.request
     behavior = sweep.settings.vector_behavior or sweep.settings.behavior
     choice = _choice_of_vectors(request)
     layers = (request.layers or ()) if request.override_vector is None else (request.override_vector,)
     generate = generate_command(request.paths, [behavior], layers, choice)
     hint = f"run: {generate}, then: {normalize_command(request.paths, [behavior], choice)}"
-    d_model = _model_shape(request.choice)[1]
-    return {layer: load_vector(path, d_model, hint) for layer, path in sweep.vectors.items()}
+    return {layer: load_vector(path, plan.shape.d_model, hint) for layer, path in sweep.vectors.items()}
 
 
 def _choice_of_vectors(request: SweepRequest) -> ModelChoice:

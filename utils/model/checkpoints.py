@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from utils.errors import UserError
 
@@ -81,3 +82,12 @@ def check_layers(requested: Sequence[int] | None, n_layers: int, model_label: st
         named = ", ".join(map(str, outside))
         raise UserError(f"{flag} {named}: {model_label} has layers 0 to {n_layers - 1}")
     return layers
+
+
+def local_folder(choice: ModelChoice) -> Path | None:
+    """The folder that --model names, if it names one."""
+    try:
+        folder = Path(choice.source).expanduser()
+    except RuntimeError:  # ~name, and there is no such user
+        return None
+    return folder if folder.is_dir() else None

@@ -37,7 +37,7 @@ def ensure_embedded_model(models_dir: Path = MODELS_DIR) -> Path:
     """
     model_dir = models_dir / EMBEDDED_LABEL
     with locked_folder(models_dir):
-        if _is_complete(model_dir):
+        if is_complete(model_dir):
             return model_dir
         if model_dir.is_symlink():
             log.warning("%s is incomplete; fetching it again, in place of the link", model_dir)
@@ -53,7 +53,7 @@ def ensure_embedded_model(models_dir: Path = MODELS_DIR) -> Path:
     return model_dir
 
 
-def _is_complete(model_dir: Path) -> bool:
+def is_complete(model_dir: Path) -> bool:
     """Whether every file is there with the size that was written."""
     try:
         sizes = read_json(model_dir / MANIFEST)["sizes"].items()

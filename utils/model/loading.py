@@ -15,7 +15,7 @@ from utils.errors import UserError
 from utils.files.reading import load_tensor_file
 from utils.files.redaction import redact
 from utils.model import processes
-from utils.model.checkpoints import EMBEDDED_SIZE, HALF_PRECISION_SIZES, ModelChoice
+from utils.model.checkpoints import EMBEDDED_SIZE, HALF_PRECISION_SIZES, ModelChoice, local_folder
 from utils.model.embedded import ensure_embedded_model
 from utils.paths import MODELS_DIR, REPOSITORY
 
@@ -72,9 +72,12 @@ def load_config(choice: ModelChoice) -> "PretrainedConfig":
         )
     if config.is_encoder_decoder:  # transformers would load the decoder of some of them alone
         raise _no_decoder_only_model(choice.label, config)
-    text_config = config.get_text_config(decoder=True)
-    if not isinstance(text_config.num_hidden_layers, int) or text_config.num_hidden_layers < 1:
-        raise UserError(f"{choice.label}: its config.json gives {text_config.num_hidden_layers!r} decoder layers")
+    with _explained(choice):
+        text_config = config.get_text_config(decoder=True)
+    for attribute, what in (("num_hidden_layers", "decoder layers"), ("hidden_size", "as the width of its layers")):
+        size = getattr(text_config, attribute, None)
+        if type(size) is not int or size < 1:
+            raise UserError(f"{choice.label}: its config.json gives {size!r} {what}")
     return text_config
 
 
@@ -133,16 +136,14 @@ def load_local_tokenizer(choice: ModelChoice) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     if choice.is_embedded:
-        source, command = MODELS_DIR / choice.label, "python -m utils.model.embedded"
+        source, command = str(MODELS_DIR / choice.label), "python -m utils.model.embedded"
     else:
-        source = Path(choice.source).expanduser()
+        source = str(local_folder(choice) or choice.source)
         command = f"hf download {choice.source} --include '*.json' --include '*.jinja'"
         if choice.size:
             command = f"HF_TOKEN=... {command}"
     try:
-        return AutoTokenizer.from_pretrained(
-            str(source) if source.is_dir() else choice.source, local_files_only=True, trust_remote_code=False
-        )
+        return AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     except Exception as err:  # see `_explained`
         raise UserError(f"there is no whole tokenizer of {choice.source} on this machine; run: {command}") from err
 
@@ -219,9 +220,8 @@ def _no_decoder_only_model(label: str, config: "PretrainedConfig") -> UserError:
 def _checkpoint_source(choice: ModelChoice) -> str:
     if choice.is_embedded:
         return str(ensure_embedded_model())
-    path = Path(choice.source).expanduser()
-    if path.is_dir():
-        return str(path)
+    if (folder := local_folder(choice)) is not None:
+        return str(folder)
     if choice.source.startswith(("/", "./", "../", "~")):
         raise UserError(f"--model {choice.source}: there is no such folder")
     return choice.source
