@@ -43,7 +43,7 @@ SGD_LR, ADAMW_LR, ADAMW_LR_OF_FEW = 1e-2, 1e-5, 1e-4
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__, overwrite=True, seed=True)
     parser.add_argument("--behavior", required=True, metavar="ID", help="behavior to train: any of datasets/behaviors")
     parser.add_argument(
         "--direction", required=True, choices=["pos", "neg"], help="towards (pos) or away from (neg) the behavior"
@@ -186,7 +186,7 @@ def plan(args: argparse.Namespace) -> Task:
     paths, choice = data_paths(args), model_choice(args)
     if args.lora_rank is not None and not args.lora:
         raise UserError("--lora_rank is the rank of LoRA adapters; add --lora")
-    hint = f"run: ./process_raw_datasets.py --behaviors {args.behavior}"
+    hint = f"run: {paths.command('process_raw_datasets', '--behaviors', args.behavior)}"
     pairs = load_contrast_pairs(paths.generate_dataset(args.behavior), hint)
     items = load_choice_items(paths.test_dataset(args.behavior, "ab"), "ab", hint)
 

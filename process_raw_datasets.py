@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__, overwrite=True, seed=True)
     add_behaviors(parser)
     parser.add_argument(
         "--source",

@@ -27,7 +27,7 @@ from utils.cli.flags import add_behaviors, add_layers, add_multipliers, data_pat
 from utils.cli.run import EXIT_DONE, EXIT_FAILED, exit_with, run_main
 from utils.errors import UserError
 from utils.judge.cost import CHARS_PER_TOKEN, DEFAULT_JUDGE, Budget, Estimate, Price, price_of
-from utils.model.checkpoints import MODEL_SIZES, checkpoint_label
+from utils.model.checkpoints import MODEL_SIZES, checkpoint_label, choose_model
 from utils.paths import DataPaths
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ PURPOSES: "tuple[Purpose, ...]" = ("score", "overwrite", "retry")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__, overwrite=True)
     add_behaviors(parser)
     add_layers(parser, "all found")
     add_multipliers(parser, None, "all found")
@@ -178,9 +178,7 @@ def plan_all(args: argparse.Namespace) -> "list[ScorePlan]":
     plans = [planner.plan(paths, behavior) for behavior in args.behaviors]
     found = [settings for plan in plans for settings in plan.found]
     if not found:
-        raise UserError(
-            f"no such open-ended results under {paths.results_dir}; run: ./prompting_with_steering.py --type open_ended"
-        )
+        raise UserError(f"no such open-ended results under {paths.results_dir}; run: {how_to_answer(args, paths)}")
     for flag, asked, there in (
         (
             "--behaviors",
@@ -193,6 +191,16 @@ def plan_all(args: argparse.Namespace) -> "list[ScorePlan]":
         if missing := [value for value in asked if value not in there]:
             log.warning("no such open-ended results for %s %s", flag, " ".join(map(str, missing)))
     return plans
+
+
+def how_to_answer(args: argparse.Namespace, paths: DataPaths) -> str:
+    """The command that makes the answers that the flags ask for."""
+    words: list[object] = ["--behaviors", *args.behaviors] if set(args.behaviors) != set(published_behaviors()) else []
+    words += ["--layers", *args.layers] if args.layers else []
+    words += ["--multipliers", *args.multipliers] if args.multipliers else []
+    if args.model or args.model_size:
+        words += choose_model(args.model_size or "", args.model, args.use_base_model).command_words
+    return paths.command("prompting_with_steering", *words, "--type", "open_ended")
 
 
 def is_wanted(settings: "SteeringSettings", args: argparse.Namespace) -> bool:

@@ -1,7 +1,9 @@
 """Every path of the suite, from one root."""
 
 import re
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -77,6 +79,21 @@ class DataPaths:
         self.analysis_dir = root / "analysis"
         self.scores_dir = self.results_dir / "open_ended_scores"
 
+    @property
+    def is_repository(self) -> bool:
+        """Whether this is the root that scripts take on their own."""
+        return self.root.resolve() == REPOSITORY
+
+    def command(self, script: str, *words: object) -> str:
+        """A script's command on this root, quoted for the shell, for messages that say what to run.
+
+        Args:
+            script: Its name without `.py`.
+            words: Its flags and their values, but for --root.
+        """
+        root = [] if self.is_repository else ["--root", self.root]
+        return shlex.join([f"./{script}.py", *map(str, [*words, *root])])
+
     def behavior_file(self, behavior: str) -> Path:
         return self.datasets_dir / "behaviors" / f"{behavior}.json"
 
@@ -142,7 +159,8 @@ class DataPaths:
         )
         if not files:
             raise UserError(
-                f"{folder}: no {what}; run: ./generate_vectors.py --behaviors {behavior}, then: ./normalize_vectors.py"
+                f"{folder}: no {what}; run: {self.command('generate_vectors', '--behaviors', behavior)}, "
+                f"then: {self.command('normalize_vectors')}"
             )
         if len(files) > 1:
             labels = ", ".join(file.model_label for file in files)
@@ -162,6 +180,24 @@ class DataPaths:
     def finetuned_weights(self, name: str) -> Path:
         return self.root / "finetuned_models" / f"{name}.pt"
 
+    def weights_name(self, path: Path) -> str:
+        """Fine-tuned weights as they stand in a result file name: the path from the root, '-' between its parts."""
+        absolute, root = path.resolve(), self.root.resolve()
+        return "-".join(absolute.relative_to(root).parts if absolute.is_relative_to(root) else absolute.parts[1:])
+
+    def weights_of_name(self, name: str) -> Path:
+        """The file that stands under that name in result file names; where there is none, the likeliest."""
+        for folder in (self.root, Path("/")):
+            with suppress(PermissionError):
+                if found := _file_written_as(name.split("-"), folder):
+                    return self.shown(found)
+        in_its_folder = name.removeprefix("finetuned_models-")
+        return Path(name) if in_its_folder == name else self.shown(self.root / "finetuned_models" / in_its_folder)
+
+    def shown(self, path: Path) -> Path:
+        """A path as commands take it: from the repository, where it lies in there and that is the root."""
+        return path.relative_to(self.root) if self.is_repository and path.is_relative_to(self.root) else path
+
     def finetune_log(self, name: str) -> Path:
         """The run's folder while it runs, and the figure and log (with suffixes) that stay."""
         return self.root / "finetune_logs" / name
@@ -172,3 +208,14 @@ class DataPaths:
 
 def vector_name(layer: int, model_label: str, kind: VectorKind = VectorKind()) -> str:
     return VectorFile(layer, model_label, kind).name
+
+
+def _file_written_as(parts: Sequence[str], folder: Path) -> Path | None:
+    """The file under `folder` whose path has these parts between its '/' and '-'; None where there is none."""
+    for count in range(1, len(parts) + 1):
+        path = folder / "-".join(parts[:count])
+        if count == len(parts):
+            return path if parts[-1] and path.is_file() else None
+        if any(parts[:count]) and path.is_dir() and (found := _file_written_as(parts[count:], path)):
+            return found
+    return None

@@ -184,9 +184,10 @@ def test_what_is_missing_is_named_with_its_command_and_stays_out_as_nan(
         paths.vector("sycophancy", layer, BASE, normalized=True).unlink()
     assert main(["--root", str(root)]) == 0
     lines = capsys.readouterr().err.splitlines()
-    command = f"./generate_vectors.py --behaviors refusal --layers 3 --model {CHAT}"
+    command = f"./generate_vectors.py --behaviors refusal --layers 3 --model {CHAT} --root {root}"
     assert f"{CHAT}: no vectors at layers 3 for refusal; run: {command}" in lines
-    assert f"{BASE}: not normalised: sycophancy (layers 0,3,7); run: ./normalize_vectors.py" in lines
+    command = f"./normalize_vectors.py --behaviors sycophancy --model {BASE} --root {root}"
+    assert f"{BASE}: not normalised: sycophancy (layers 0,3,7); run: {command}" in lines
     nobody = [line for line in lines if "hallucination" in line]
     assert len(nobody) == 2 and all("no vectors at layers 0,3,7" in line for line in nobody)
     rows = table(root, f"cosine_between_behaviors_{CHAT}.txt")
@@ -211,14 +212,14 @@ def test_no_vectors_is_one_error_that_names_the_command(
 ) -> None:
     assert main(["--root", str(tmp_path), *flags]) == 2
     (line,) = error_lines(capsys.readouterr().err)
-    assert line.endswith(f"run: {command}")
+    assert line.endswith(f"run: {command} --root {tmp_path}")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_layers_that_no_model_has_are_an_error(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--root", str(root), "--layers", "31"]) == 2
     (line,) = error_lines(capsys.readouterr().err)
-    assert "at layers 31" in line and line.endswith("run: ./generate_vectors.py --layers 31")
+    assert "at layers 31" in line and line.endswith(f"run: ./generate_vectors.py --layers 31 --root {root}")
 
 
 def test_a_base_model_flag_alone_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

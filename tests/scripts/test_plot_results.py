@@ -303,7 +303,7 @@ def test_a_missing_multiplier_at_one_layer_takes_away_that_point_and_nothing_els
     named = [line for line in logged(capsys) if line.startswith("missing")]
     assert named == [
         "missing: refusal, layer 2, multiplier 1; run: ./prompting_with_steering.py --behaviors refusal "
-        "--layers 2 --multipliers 1 --type ab --model_size 7b"
+        f"--layers 2 --multipliers 1 --type ab --model_size 7b --root {tmp_path}"
     ]
 
 
@@ -347,7 +347,9 @@ def test_one_layer_shows_every_system_prompt_and_names_those_without_results(
     found = rows(tmp_path, "refusal", f"layer=3_behavior=refusal_type=ab_{MODEL}.txt")
     assert {row["condition"] for row in found} == {"no system prompt", "positive system prompt"}
     (named,) = [line for line in logged(capsys) if line.startswith("missing")]
-    assert named.endswith("--layers 3 --multipliers -1 0 1 --type ab --model_size 7b --system_prompt neg")
+    assert named.endswith(
+        f"--layers 3 --multipliers -1 0 1 --type ab --system_prompt neg --model_size 7b --root {tmp_path}"
+    )
     assert rows(tmp_path, "refusal", f"steerability_layer=3_behavior=refusal_type=ab_{MODEL}.txt")
 
 

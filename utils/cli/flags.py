@@ -8,11 +8,18 @@ from utils.behaviors import bundled_behaviors, load_behavior, published_behavior
 from utils.cli import values
 from utils.errors import UserError
 from utils.model.checkpoints import MODEL_SIZES, ModelChoice, choose_model
+from utils.model.checkpoints import check_layers as check_layers  # scripts take it from here
 from utils.paths import REPOSITORY, DataPaths
 
 
-def make_parser(docstring: str | None) -> argparse.ArgumentParser:
-    """A parser whose help shows the script's own docstring, with the flags every script has."""
+def make_parser(docstring: str | None, *, overwrite: bool = False, seed: bool = False) -> argparse.ArgumentParser:
+    """A parser whose help shows the script's own docstring, with the flags every script has.
+
+    Args:
+        docstring: The script's.
+        overwrite: Whether there is something to overwrite: gives it --overwrite.
+        seed: Whether something is random: gives it --seed.
+    """
     parser = argparse.ArgumentParser(
         description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -23,8 +30,10 @@ def make_parser(docstring: str | None) -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder that holds datasets/, vectors/, results/ and the like (default: the repository)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="make outputs again that are already there")
-    parser.add_argument("--seed", type=values.seed, default=0, help="seed of everything random (default: 0)")
+    if overwrite:
+        parser.add_argument("--overwrite", action="store_true", help="make outputs again that are already there")
+    if seed:
+        parser.add_argument("--seed", type=values.seed, default=0, help="seed of everything random (default: 0)")
     parser.add_argument("--verbose", action="store_true", help="log more, with a traceback for every error")
     return parser
 
@@ -156,17 +165,3 @@ def root_paths(args: argparse.Namespace) -> DataPaths:
     if not args.root.is_dir():
         raise UserError(f"--root {args.root} is not a folder; create it or name another one")
     return DataPaths(args.root)
-
-
-def check_layers(requested: Sequence[int] | None, n_layers: int, model_label: str, flag: str = "--layers") -> list[int]:
-    """The requested layers, sorted and without repeats; all where none were named.
-
-    Raises:
-        UserError: If one is not a layer of the model.
-    """
-    layers = sorted(set(requested)) if requested else list(range(n_layers))
-    outside = [layer for layer in layers if not 0 <= layer < n_layers]
-    if outside:
-        named = ", ".join(map(str, outside))
-        raise UserError(f"{flag} {named}: {model_label} has layers 0 to {n_layers - 1}")
-    return layers

@@ -15,7 +15,7 @@ from utils.cli.flags import add_device, check_layers, data_paths, model_filter
 from utils.errors import UserError
 from utils.model.checkpoints import ModelChoice
 from utils.paths import DataPaths
-from utils.vectors.files import choice_of_label, find_vectors, generate_command, layer_ranges
+from utils.vectors.files import choice_of_label, find_vectors, generate_command, layer_ranges, normalize_command
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -147,8 +147,9 @@ def _missing(
         check_layers(layers, load_config(choice).num_hidden_layers, choice.label, "layers")
     folder = paths.root / ("normalized_vectors" if normalized else "vectors")
     where = f" at layers {layer_ranges(layers)}" if layers else ""
-    command = generate_command([] if set(behaviors) == set(published_behaviors()) else behaviors, layers, choice)
-    then = ", then: ./normalize_vectors.py" if normalized else ""
+    named = [] if set(behaviors) == set(published_behaviors()) else behaviors
+    command = generate_command(paths, named, layers, choice)
+    then = f", then: {normalize_command(paths, named, choice)}" if normalized else ""
     return UserError(
         f"{folder}: not all vectors of {choice.label}{where} for {', '.join(behaviors)}; run: {command}{then}"
     )

@@ -16,7 +16,7 @@ from utils.files.reading import load_tensor_file
 from utils.files.redaction import redact
 from utils.model import processes
 from utils.model.architectures import not_decoder_only
-from utils.model.checkpoints import EMBEDDED_SIZE, ModelChoice, local_folder
+from utils.model.checkpoints import EMBEDDED_SIZE, HALF_PRECISION_SIZES, ModelChoice, local_folder
 from utils.model.embedded import ensure_embedded_model
 from utils.paths import MODELS_DIR, REPOSITORY
 
@@ -52,7 +52,7 @@ def pick_dtype(choice: ModelChoice, name: str, device: torch.device) -> torch.dt
     """The dtype that --dtype names; "auto" is float32, but float16 for Llama 2 13b and 70b on a GPU."""
     if name != "auto":
         return _DTYPES[name]
-    return torch.float16 if choice.size in ("13b", "70b") and device.type == "cuda" else torch.float32
+    return torch.float16 if choice.size in HALF_PRECISION_SIZES and device.type == "cuda" else torch.float32
 
 
 def load_config(choice: ModelChoice) -> "PretrainedConfig":

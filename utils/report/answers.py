@@ -9,7 +9,7 @@ from typing import Any
 
 from utils.behaviors import Behavior, load_behavior
 from utils.errors import UserError
-from utils.evaluation.results import settings_of, unsteered
+from utils.evaluation.results import settings_of
 from utils.figures.results import PLAIN
 from utils.figures.variations import transfer_label, weights_label
 from utils.judge.score_files import Record, answer_key, has_score, load_answers, load_scored
@@ -149,13 +149,13 @@ def _choose(named: Mapping[SteeringSettings, str], args: argparse.Namespace) -> 
     baselines: dict[SteeringSettings, str] = {}
     for at in sorted(named, key=_order):
         if at.multiplier == 0:
-            baselines.setdefault(unsteered(at), named[at])
+            baselines.setdefault(at.unsteered(), named[at])
     chosen = {}
     for at, name in named.items():
         if args.layers and at.layer not in args.layers:
             continue
         zero = at.at(at.layer, 0.0)
-        for one, file in ((at, name), (zero, named.get(zero) or baselines.get(unsteered(zero)))):
+        for one, file in ((at, name), (zero, named.get(zero) or baselines.get(zero.unsteered()))):
             if file and (not args.multipliers or one.multiplier in args.multipliers):
                 chosen[one] = file
     return chosen

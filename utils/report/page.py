@@ -111,7 +111,9 @@ def collect_report(
         groups=tuple(group for task in tasks for group in group_figures(task)),
         answers=answers,
         only_type=args.type if args.type not in (None, "open_ended") else "",
-        answers_command=evaluation_command(args.behaviors, args.layers or (), args.multipliers or (), like, choice),
+        answers_command=evaluation_command(
+            args.behaviors, args.layers or (), args.multipliers or (), like, choice, paths
+        ),
         tokens=token_view(tasks, answers, paths, args.behaviors, choice, steer_all),
         steer_all=steer_all,
         provenance=collect_provenance(args, paths.root, [*read, *(file.path for file in answers.files)], answers.notes),

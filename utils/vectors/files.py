@@ -49,19 +49,26 @@ def choice_of_label(label: str) -> ModelChoice:
 
 
 def generate_command(
-    behaviors: Sequence[str], layers: Iterable[int], choice: ModelChoice | None, *, activations: bool = False
+    paths: DataPaths,
+    behaviors: Sequence[str],
+    layers: Iterable[int],
+    choice: ModelChoice | None,
+    *,
+    activations: bool = False,
 ) -> str:
     """The command that makes vectors (and activations); what is empty or None is left to its defaults."""
-    parts = ["./generate_vectors.py"]
-    if activations:
-        parts.append("--save_activations")
+    words: list[object] = ["--save_activations"] if activations else []
     if behaviors:
-        parts += ["--behaviors", *behaviors]
-    if numbers := [str(layer) for layer in layers]:
-        parts += ["--layers", *numbers]
-    if choice:
-        parts.append(choice.command_flags)
-    return " ".join(parts)
+        words += ["--behaviors", *behaviors]
+    if numbers := list(layers):
+        words += ["--layers", *numbers]
+    return paths.command("generate_vectors", *words, *(choice.command_words if choice else ()))
+
+
+def normalize_command(paths: DataPaths, behaviors: Sequence[str], choice: ModelChoice | None) -> str:
+    """The command that normalises vectors; what is empty or None is left to its defaults."""
+    words = ["--behaviors", *behaviors] if behaviors else []
+    return paths.command("normalize_vectors", *words, *(choice.command_words if choice else ()))
 
 
 def layer_ranges(layers: Iterable[int]) -> str:

@@ -76,7 +76,9 @@ def plan_extraction(request: ExtractionRequest) -> list[BehaviorPlan]:
     plans = []
     for behavior in request.behaviors:
         dataset = request.paths.generate_dataset(behavior)
-        pairs = load_contrast_pairs(dataset, f"run: ./process_raw_datasets.py --behaviors {behavior}")
+        pairs = load_contrast_pairs(
+            dataset, f"run: {request.paths.command('process_raw_datasets', '--behaviors', behavior)}"
+        )
         layers = request.layers if request.overwrite else request.missing_layers(behavior, request.layers)
         plans.append(BehaviorPlan(behavior, dataset, pairs, tuple(layers)))
     for plan in plans:
