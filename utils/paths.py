@@ -110,6 +110,10 @@ class DataPaths:
         """The contrast pairs of text form."""
         return self.generate_dataset(behavior).with_name("generate_dataset_text.json")
 
+    def generate_prompts(self, behavior: str) -> Path:
+        """The pairs of prompts."""
+        return self.generate_dataset(behavior).with_name("generate_prompts.json")
+
     def test_text_dataset(self, behavior: str) -> Path:
         """The held-out contrast pairs of text form."""
         return self.datasets_dir / "test" / behavior / "test_dataset_text.json"

@@ -282,9 +282,7 @@ def test_a_vector_is_loaded_by_behavior_or_path_and_what_is_not_there_is_named(t
     assert torch.equal(Steering.load("refusal", 1, model="tiny-chat", root=tmp_path).vector, random_vector(1))
     with pytest.raises(UserError, match=r"several models have a vector of layer 1: other-model, tiny-chat; name one"):
         Steering.load("refusal", 1, root=tmp_path)
-    with pytest.raises(
-        UserError, match=r"no vector of layer 2; run: ./generate_vectors.py --behaviors refusal --root"
-    ):
+    with pytest.raises(UserError, match=r"no vector of layer 2; run: ./generate_vectors.py --behaviors refusal --root"):
         Steering.load("refusal", 2, root=tmp_path)
     with pytest.raises(UserError, match=r"no vector of layer 1 \(read=answer\)"):
         Steering.load("refusal", 1, root=tmp_path, kind=VectorKind("answer"))

@@ -18,6 +18,7 @@ from utils.paths import DataPaths
 from utils.settings import ResultType
 
 ANSWER_KEYS = MATCHING_KEY, OTHER_KEY = "answer_matching_behavior", "answer_not_matching_behavior"
+PROMPT_KEYS = "prompt_matching_behavior", "prompt_not_matching_behavior"
 _ANSWER = re.compile(r"\(([A-Z])\)")
 _NEEDS_LETTERS = "an A/B set is needed here: questions with choices, and answers such as '(A)'"
 
@@ -40,7 +41,16 @@ class TextPair:
     other: str
 
 
+@dataclass(frozen=True)
+class PromptPair:
+    """Two prompts, one that calls for the behavior and one that does not (as in Arditi et al. 2024)."""
+
+    matching: str
+    other: str
+
+
 Pair = ContrastPair | TextPair
+AnyPair = Pair | PromptPair
 
 
 @dataclass(frozen=True)
@@ -125,6 +135,21 @@ def load_text_pairs(path: Path, hint: str = "") -> list[TextPair]:
         except UserError as err:
             raise UserError(f"{path}, item {index}: {err}") from err
     return texts
+
+
+def load_prompt_pairs(path: Path, hint: str = "") -> list[PromptPair]:
+    """Load pairs of prompts, `{prompt_matching_behavior, prompt_not_matching_behavior}` each.
+
+    Raises:
+        UserError: If the file is missing, a record is not such a pair, or its two prompts are the same.
+    """
+    pairs = []
+    for index, record in enumerate(load_records(path, hint)):
+        matching, other = (record_text(record, key, path, index) for key in PROMPT_KEYS)
+        if matching.strip() == other.strip():
+            raise UserError(f"{path}, item {index}: {PROMPT_KEYS[0]!r} and {PROMPT_KEYS[1]!r} are the same")
+        pairs.append(PromptPair(matching, other))
+    return pairs
 
 
 def text_pairs_path(paths: DataPaths, behavior: str) -> Path:

@@ -2,17 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from utils.data.records import AnyPair, ContrastPair, PromptPair, TextPair
 from utils.errors import UserError
-from utils.model.chat_format import ChatFormat
+from utils.files.reading import short
+from utils.model.chat_format import ChatFormat, PromptTokens
 from utils.paths import Reading
-
-if TYPE_CHECKING:
-    from utils.data.records import ContrastPair
 
 
 @dataclass(frozen=True)
@@ -61,22 +59,48 @@ class PairTokens:
         return self.n_shared + 2 * (self.longest - self.n_shared)
 
 
-def encode_pair(chat_format: ChatFormat, pair: "ContrastPair", reading: Reading = "letter") -> PairTokens:
+def encode_pair(chat_format: ChatFormat, pair: AnyPair, reading: Reading = "letter") -> PairTokens:
     """The tokens of a contrast pair.
 
     Args:
         chat_format: The model's.
-        pair: A pair in the form that the reading takes.
-        reading: `letter`: the answer's letter behind `(`.
+        pair: In the form that the reading takes: lettered choices for `letter`, answers in words for `answer` and
+            `last`, two prompts for `prompt`.
+        reading: Where it is read. An answer in words stands as the assistant's turn.
 
     Raises:
-        UserError: If the pair's form has nothing to read there.
+        UserError: If the pair is of another form, or an answer has no token of its own.
     """
-    if reading != "letter":
-        raise UserError(f"--read {reading}: not a place where pairs with lettered choices are read")
-    prompt = chat_format.encode_choice(pair.question)
-    letters = (chat_format.letter_id(letter) for letter in (pair.matching_letter, pair.other_letter))
-    return PairTokens(*(HalfTokens((*prompt.ids, letter), len(prompt)) for letter in letters))
+    match reading, pair:
+        case "letter", ContrastPair():
+            prompt = chat_format.encode_choice(pair.question)
+            letters = (chat_format.letter_id(letter) for letter in (pair.matching_letter, pair.other_letter))
+            return PairTokens(*(HalfTokens((*prompt.ids, letter), len(prompt)) for letter in letters))
+        case "answer" | "last", TextPair():
+            answers = (encode_answer(chat_format, pair.question, answer) for answer in (pair.matching, pair.other))
+            return PairTokens(*(_half(answer, whole=reading == "answer") for answer in answers))
+        case "prompt", PromptPair():
+            prompts = (chat_format.encode(prompt) for prompt in (pair.matching, pair.other))
+            return PairTokens(*(HalfTokens(one.ids[: one.steer_start + 1], one.steer_start) for one in prompts))
+    raise UserError(f"--read {reading} does not take pairs of the form {type(pair).__name__}")
+
+
+def encode_answer(
+    chat_format: ChatFormat, question: str, answer: str, system_prompt: str | None = None
+) -> PromptTokens:
+    """Question and answer as tokens; the answer's are those behind `steer_start`.
+
+    Raises:
+        UserError: If the answer has no token of its own.
+    """
+    tokens = chat_format.encode(question, answer, system_prompt)
+    if tokens.n_steered < 2:
+        raise UserError(f"the answer {short(answer)} has no token of its own behind the question {short(question)}")
+    return tokens
+
+
+def _half(answer: PromptTokens, *, whole: bool) -> HalfTokens:
+    return HalfTokens(answer.ids, answer.steer_start + 1 if whole else len(answer) - 1)
 
 
 def read_mask(pairs: Sequence[PairTokens], tail_length: int) -> Tensor:
