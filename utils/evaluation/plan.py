@@ -169,7 +169,7 @@ def check_request(request: SweepRequest) -> None:
 def _plan_sweep(request: SweepRequest, behavior: str, layers: Sequence[int], weights_sha256: str | None) -> Sweep:
     paths, choice, kind = request.paths, request.choice, KINDS[request.type]
     combinations = tuple((layer, multiplier) for layer in layers for multiplier in sorted(set(request.multipliers)))
-    settings = _settings_of(request, behavior).at(*combinations[0])
+    settings = sweep_settings(request, behavior).at(*combinations[0])
     dataset = paths.test_dataset(behavior, request.type)
     items = kind.load(dataset, f"run: {paths.command('process_raw_datasets', '--behaviors', behavior)}")
     label = settings.override_vector_model or choice.label
@@ -196,7 +196,7 @@ def _plan_sweep(request: SweepRequest, behavior: str, layers: Sequence[int], wei
     return Sweep(settings, combinations, system_prompt, vectors, items, facts)
 
 
-def _settings_of(request: SweepRequest, behavior: str) -> SteeringSettings:
+def sweep_settings(request: SweepRequest, behavior: str) -> SteeringSettings:
     """The settings of a behavior's results, at layer 0, multiplier 0."""
     choice, weights = request.choice, request.weights_path
     return SteeringSettings(

@@ -48,7 +48,7 @@ def run_sweeps(model: "LlamaWrapper", plan: SweepPlan, vectors: Mapping[str, "di
         if n_of_sweep:
             log.info("wrote %s: %d result files, %d items each", results_dir, n_of_sweep, len(sweep.items))
         else:
-            log.info("wrote none to %s: another run has written them meanwhile", results_dir)
+            log.info("wrote none to %s: another run has written what was missing meanwhile", results_dir)
     return n_written
 
 
