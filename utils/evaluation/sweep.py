@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from utils.cli.progress import progress
 from utils.evaluation.kinds import KINDS, Asked, Combination, DistinctSteering
-from utils.evaluation.plan import JOURNAL_PREFIX, JOURNAL_SUFFIX, Sweep, SweepPlan, SweepRequest, warn_of_stale_results
+from utils.evaluation.plan import JOURNAL_PREFIX, JOURNAL_SUFFIX, Sweep, SweepPlan, SweepRequest
+from utils.evaluation.stale import warn_of_stale_results
 from utils.files.journal import Journal, open_journal
 from utils.files.provenance import record_provenance
 from utils.files.writing import write_json
