@@ -29,7 +29,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from utils.behaviors import BEHAVIORS
+from utils.behaviors import published_behaviors
 from utils.cli.flags import add_behaviors, add_layers, add_model_filter, data_paths, make_parser, model_filter
 from utils.cli.run import EXIT_DONE, exit_with, run_main
 from utils.errors import UserError
@@ -143,7 +143,8 @@ def no_vectors_message(args: argparse.Namespace, paths: DataPaths, only: ModelCh
     layers = sorted(set(args.layers or ()))
     of_model = f" of {only.label}" if only else ""
     at_layers = f" at layers {layer_ranges(layers)}" if layers else ""
-    command = generate_command(paths, [] if set(args.behaviors) == set(BEHAVIORS) else args.behaviors, layers, only)
+    every = set(args.behaviors) == set(published_behaviors())
+    command = generate_command(paths, [] if every else args.behaviors, layers, only)
     return (
         f"no vectors{of_model}{at_layers} for {', '.join(args.behaviors)} in {paths.root / 'vectors'}; run: {command}"
     )
@@ -220,7 +221,7 @@ def check_normalisation(paths: DataPaths, vectors: ModelVectors) -> None:
 def scope(args: argparse.Namespace, *, with_behaviors: bool) -> str:
     """What a file name says about the flags that narrow the figure down; empty without such flags."""
     parts = [f"layers={layer_ranges(args.layers)}_"] if args.layers else []
-    if with_behaviors and set(args.behaviors) != set(BEHAVIORS):
+    if with_behaviors and set(args.behaviors) != set(published_behaviors()):
         parts.insert(0, f"behaviors={','.join(sorted(set(args.behaviors)))}_")
     return "".join(parts)
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.behaviors import BEHAVIORS, get_behavior
+from utils.behaviors import load_behavior
 from utils.cli import values as flag_values
 from utils.cli.flags import add_model, check_layers, data_paths, make_parser, model_choice
 from utils.cli.run import EXIT_DONE, exit_with, run_main
@@ -44,7 +44,7 @@ SGD_LR, ADAMW_LR, ADAMW_LR_OF_FEW = 1e-2, 1e-5, 1e-4
 
 def build_parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__, overwrite=True, seed=True)
-    parser.add_argument("--behavior", required=True, choices=list(BEHAVIORS), metavar="ID", help="behavior to train")
+    parser.add_argument("--behavior", required=True, metavar="ID", help="behavior to train: any of datasets/behaviors")
     parser.add_argument(
         "--direction", required=True, choices=["pos", "neg"], help="towards (pos) or away from (neg) the behavior"
     )
@@ -390,7 +390,7 @@ def save(task: Task, weights: "dict[str, Tensor]", history: "History", record: d
     before, after = history.before, history.after
     what = "all weights" if task.settings.layer is None else f"layer {task.settings.layer}"
     how = f"{what} (LoRA)" if task.args.lora else what
-    label = get_behavior(task.settings.behavior).label
+    label = load_behavior(task.paths, task.settings.behavior).label
     title = f"{label}, fine-tuned {task.settings.direction}, {how}, {task.choice.label}"
     notes = [f"{key}: {value}" for key, value in record.items()]
     notes += [f"held-out questions: {len(task.items)}", f"before: {before}", f"after: {after}"]

@@ -66,7 +66,7 @@ def normalize_layer(paths: DataPaths, args: argparse.Namespace, layer: int, labe
     """Write one layer's normalised vectors; counts those that it "wrote", "skipped" and (kept, unequal) "differ"."""
     from utils.files.reading import load_vector
     from utils.files.writing import save_tensor
-    from utils.model.steering import normalize_to_mean_norm
+    from utils.vectors.estimators import normalize_to_mean_norm
 
     vectors = {
         behavior: load_vector(paths.vector(behavior, layer, label, normalized=False)) for behavior in args.behaviors

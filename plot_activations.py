@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from utils.behaviors import load_behavior
 from utils.cli.flags import add_behaviors, add_layers, add_model, data_paths, make_parser, model_choice
 from utils.cli.progress import progress
 from utils.cli.run import EXIT_DONE, exit_with, run_main
@@ -168,7 +169,7 @@ def plot_behavior(args: argparse.Namespace, paths: DataPaths, choice: ModelChoic
     dataset = paths.generate_dataset(behavior)
     pairs = load_contrast_pairs(dataset, f"run: {paths.command('process_raw_datasets', '--behaviors', behavior)}")
     warn_of_other_dataset(paths, choice, behavior, plan)
-    drawn, views = Drawn(behavior, choice.label, pairs, args.seed), []
+    drawn, views = Drawn(load_behavior(paths, behavior), choice.label, pairs, args.seed), []
     for layer in progress(sorted({*plan.layers, *plan.sheet}), desc=behavior, unit="layer"):
         view = view_layer(args, paths, choice, behavior, layer, pairs)
         if layer in plan.layers:

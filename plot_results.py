@@ -202,7 +202,7 @@ def summarise(task: "Task") -> None:
     from utils.figures.style import save_table
 
     headline = headline_of(task)
-    settings = task.plain(headline.behaviors[0].behavior)
+    settings = task.plain(headline.behaviors[0].behavior.id)
     stem = task.stem(settings, "layer", "multiplier", "behavior", prefix="headline_")
     task.wrote([save_table(stem, effects_table(headline.points))])
     sys.stdout.write("\n".join(headline_lines(headline)) + "\n")

@@ -15,7 +15,6 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.behaviors import BEHAVIORS
 from utils.cli import values as flag_values
 from utils.cli.flags import (
     add_behaviors,
@@ -60,7 +59,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--vector_behavior",
-        choices=list(BEHAVIORS),
         metavar="ID",
         help="steer with this behavior's vectors, whichever behavior is evaluated (default: its own)",
     )

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.behaviors import BEHAVIORS
+from utils.behaviors import load_behavior, published_behaviors
 from utils.cli import values as flag_values
 from utils.cli.flags import add_behaviors, add_layers, add_multipliers, data_paths, make_parser
 from utils.cli.run import EXIT_DONE, EXIT_FAILED, exit_with, run_main
@@ -166,6 +166,8 @@ def plan_all(args: argparse.Namespace) -> "list[ScorePlan]":
     from utils.judge.score_files import Planner
 
     paths = data_paths(args)
+    for behavior in args.behaviors:
+        load_behavior(paths, behavior).judge_rubric()  # said before anything is planned
     planner = Planner(
         args.scores_dir,
         args.overwrite,
@@ -180,7 +182,7 @@ def plan_all(args: argparse.Namespace) -> "list[ScorePlan]":
     for flag, asked, there in (
         (
             "--behaviors",
-            args.behaviors if len(args.behaviors) < len(BEHAVIORS) else [],
+            args.behaviors if set(args.behaviors) != set(published_behaviors()) else [],
             {settings.behavior for settings in found},
         ),
         ("--layers", args.layers or [], {settings.layer for settings in found}),
@@ -193,7 +195,7 @@ def plan_all(args: argparse.Namespace) -> "list[ScorePlan]":
 
 def how_to_answer(args: argparse.Namespace, paths: DataPaths) -> str:
     """The command that makes the answers that the flags ask for."""
-    words: list[object] = ["--behaviors", *args.behaviors] if len(args.behaviors) < len(BEHAVIORS) else []
+    words: list[object] = ["--behaviors", *args.behaviors] if set(args.behaviors) != set(published_behaviors()) else []
     words += ["--layers", *args.layers] if args.layers else []
     words += ["--multipliers", *args.multipliers] if args.multipliers else []
     if args.model or args.model_size:
@@ -216,7 +218,8 @@ def judge_record(behavior: str, args: argparse.Namespace) -> dict[str, Any]:
     """What tells one judge from another in provenance records."""
     from utils.judge.prompt import prompt_fingerprint
 
-    return {"judge_model": args.judge_model, "base_url": args.base_url, **prompt_fingerprint(behavior)}
+    about = load_behavior(DataPaths(args.root), behavior)
+    return {"judge_model": args.judge_model, "base_url": args.base_url, **prompt_fingerprint(about)}
 
 
 def journal_path(behavior: str, purpose: "Purpose", args: argparse.Namespace) -> Path:
@@ -239,7 +242,8 @@ def score_files(
         asked_for = [file for file in plan.wanted if file.purpose == purpose]
         files = [file for file in asked_for if file.is_missing()]
         plan.n_done += len(asked_for) - len(files)  # another process has scored them meanwhile
-        scoring = ScoreRun(judge, plan.behavior, files, journal, {**record, "command": args.command}, tally)
+        about = load_behavior(DataPaths(args.root), plan.behavior)
+        scoring = ScoreRun(judge, about, files, journal, {**record, "command": args.command}, tally)
         scoring.work(args.concurrency)
         if n_written := len(files) - len(scoring.unfinished):
             log.info("wrote %s: %d score files", args.scores_dir / plan.behavior, n_written)
@@ -262,6 +266,7 @@ def estimate(plans: "list[ScorePlan]", price: Price | None, args: argparse.Names
 
     total = Estimate()
     for plan in plans:
+        about = load_behavior(DataPaths(args.root), plan.behavior)
         for purpose in PURPOSES:
             kept = read_entries(journal_path(plan.behavior, purpose, args))
             answers = {
@@ -272,7 +277,7 @@ def estimate(plans: "list[ScorePlan]", price: Price | None, args: argparse.Names
             }
             for key, record in answers.items():
                 if "score" not in kept.get(key, {}):
-                    total.add(messages(plan.behavior, record["question"], record["model_output"]))
+                    total.add(messages(about, record["question"], record["model_output"]))
     cost = f"{price.of(total.tokens_in, total.tokens_out):.4f} USD" if price else "unknown cost (give --price IN OUT)"
     n_files = sum(len(plan.wanted) for plan in plans)
     print(  # noqa: T201

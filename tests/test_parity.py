@@ -19,7 +19,7 @@ import prompting_with_steering
 from tests.conftest import BASE_MODEL
 from tests.reference import reference_path
 from tests.roots import copy_parity
-from utils.behaviors import BEHAVIORS
+from utils.behaviors import published_behaviors
 from utils.model import checkpoints as models
 
 ALL_MULTIPLIERS = ["-2", "-1.5", "-1", "-0.5", "0", "0.5", "1", "1.5", "2"]
@@ -78,7 +78,7 @@ def load(path: Path) -> torch.Tensor:
 def test_vectors_equal_the_published_implementation_s(made_root: Path, folder: str) -> None:
     published = reference_path("parity", folder)
     names = tensor_files(published)
-    assert len(names) == len(BEHAVIORS) * N_LAYERS * 2
+    assert len(names) == len(published_behaviors()) * N_LAYERS * 2
     assert tensor_files(made_root / folder) == names
     for name in names:
         ours, theirs = load(made_root / folder / name), load(published / name)
@@ -99,7 +99,7 @@ def test_vectors_made_without_packing_equal_the_published_implementation_s(tmp_p
 def test_activations_equal_the_published_implementation_s(made_root: Path) -> None:
     published = reference_path("parity", "activations")
     names = tensor_files(published)
-    assert len(names) == len(BEHAVIORS) * N_LAYERS * 2
+    assert len(names) == len(published_behaviors()) * N_LAYERS * 2
     assert tensor_files(made_root / "activations") == names
     for name in names:
         ours, theirs = load(made_root / "activations" / name), load(published / name)

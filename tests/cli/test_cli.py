@@ -228,7 +228,6 @@ def test_minus_zero_is_zero() -> None:
 @pytest.mark.parametrize(
     "argv",
     [
-        ["--behaviors", "kindness"],
         ["--behaviors"],
         ["--layers", "-1"],
         ["--layers", "1.5"],

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.behaviors import BEHAVIORS
+from utils.behaviors import bundled_behaviors, load_behavior, published_behaviors
 from utils.cli import values
 from utils.errors import UserError
 from utils.model.checkpoints import MODEL_SIZES, ModelChoice, choose_model
@@ -39,13 +39,16 @@ def make_parser(docstring: str | None, *, overwrite: bool = False, seed: bool = 
 
 
 def add_behaviors(parser: argparse.ArgumentParser) -> None:
+    """--behaviors; which ids there are depends on --root, so that `data_paths` checks them."""
+    published, bundled = published_behaviors(), bundled_behaviors()
+    default = "all of these" if published == bundled else f"the paper's: {', '.join(published)}"
     parser.add_argument(
         "--behaviors",
         nargs="+",
-        choices=list(BEHAVIORS),
-        default=list(BEHAVIORS),
+        default=published,
         metavar="ID",
-        help=f"behaviors to work on, from: {', '.join(BEHAVIORS)} (default: all)",
+        help=f"behaviors to work on: any that has a file datasets/behaviors/ID.json under --root, or of those that "
+        f"are bundled: {', '.join(bundled)} (default: {default})",
     )
 
 
@@ -140,6 +143,20 @@ def model_filter(args: argparse.Namespace) -> ModelChoice | None:
 
 
 def data_paths(args: argparse.Namespace) -> DataPaths:
+    """The paths under --root, where the behaviors that the flags name are known.
+
+    Raises:
+        UserError: If that folder does not exist, or a behavior has no file or a broken one.
+    """
+    paths = root_paths(args)
+    for flag in ("behaviors", "behavior", "vector_behavior"):
+        named = getattr(args, flag, None) or []
+        for behavior in [named] if isinstance(named, str) else named:
+            load_behavior(paths, behavior)
+    return paths
+
+
+def root_paths(args: argparse.Namespace) -> DataPaths:
     """The paths under --root.
 
     Raises:

@@ -6,8 +6,8 @@ from decimal import Decimal
 
 import numpy as np
 
+from utils.data.estimates import Estimate
 from utils.evaluation.metrics import (
-    Estimate,
     FloatArray,
     Steerability,
     holm,

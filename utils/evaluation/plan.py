@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.behaviors import get_behavior
+from utils.behaviors import load_behavior
 from utils.errors import UserError
 from utils.evaluation.kinds import KINDS, Combination
 from utils.evaluation.stale import known_of_model, warn_of_stale_results
@@ -189,7 +189,7 @@ def _plan_sweep(request: SweepRequest, behavior: str, layers: Sequence[int], wei
         **kind.facts(request),
         **({"weights_sha256": weights_sha256} if weights_sha256 else {}),
     }
-    system_prompt = get_behavior(behavior).system_prompt(request.system_prompt)
+    system_prompt = load_behavior(paths, behavior).system_prompt(request.system_prompt)
     return Sweep(settings, combinations, system_prompt, vectors, items, facts)
 
 

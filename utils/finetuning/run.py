@@ -21,7 +21,7 @@ from utils.cli.progress import progress
 from utils.errors import UserError
 from utils.files.reading import read_json
 from utils.files.writing import write_json
-from utils.model.loading import find_decoder_layers
+from utils.model.architectures import find_decoder_layers
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, TrainerControl, TrainerState

@@ -70,6 +70,11 @@ def choose_model(model_size: str, model: str | None, use_base_model: bool) -> Mo
     return ModelChoice(source, checkpoint_label(source), model_size, use_base_model)
 
 
+def choice_of(name: str) -> ModelChoice:
+    """The chat checkpoint that a word means: a size, a hub name or a folder."""
+    return choose_model(name, None, False) if name in MODEL_SIZES else choose_model("", name, False)
+
+
 def check_layers(requested: Sequence[int] | None, n_layers: int, model_label: str, flag: str = "--layers") -> list[int]:
     """The requested layers, sorted and without repeats; all where none were named.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from utils.behaviors import get_behavior
+from utils.behaviors import Behavior, load_behavior
 from utils.errors import UserError
 from utils.evaluation.results import settings_of
 from utils.figures.results import PLAIN
@@ -43,6 +43,8 @@ class Answers:
     notes: list[str] = field(default_factory=list)
     """What could not be shown, or not as one would expect."""
     n_unreadable: int = 0
+    behaviors: dict[str, Behavior] = field(default_factory=dict)
+    """By id."""
 
     @property
     def distinct_files(self) -> list[AnswerFile]:
@@ -68,8 +70,8 @@ class Answers:
             "behaviors": [
                 {
                     "id": behavior,
-                    "label": get_behavior(behavior).label,
-                    "meaning": get_behavior(behavior).positive_meaning,
+                    "label": self.behaviors[behavior].label,
+                    "meaning": self.behaviors[behavior].meaning,
                     "questions": list(of_behavior),
                 }
                 for behavior, of_behavior in questions.items()
@@ -104,7 +106,7 @@ def condition_label(at: SteeringSettings) -> str:
     if at.override_vector is not None or at.override_vector_model is not None:
         parts.append(transfer_label(at))
     if at.vector_behavior is not None:
-        parts.append(f"vector of {get_behavior(at.vector_behavior).label}")
+        parts.append(f"vector of {at.vector_behavior}")
     if at.override_model_weights_path is not None:
         parts.append(weights_label(at.override_model_weights_path))
     if at.steer_positions == "all":
@@ -120,6 +122,7 @@ def collect_answers(args: argparse.Namespace, paths: DataPaths, choice: ModelCho
     if args.type not in (None, "open_ended"):
         return answers
     for behavior in args.behaviors:
+        answers.behaviors[behavior] = load_behavior(paths, behavior)
         named = _named_files(paths, behavior, settings_of(choice, behavior, "open_ended"))
         for at, name in sorted(_choose(named, args).items(), key=lambda entry: _order(entry[0])):
             _collect_file(answers, at, paths.scores_dir / behavior / name, paths.results_dir / behavior / name)
