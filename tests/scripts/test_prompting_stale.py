@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from tests.models import build_model, random_vector
-from tests.roots import TINY_LABEL, result_bytes, write_vector
+from tests.roots import TINY_LABEL, put_json, result_bytes, write_vector
 from tests.scripts.test_prompting_faults import kill_at
 from utils.evaluation import sweep
 from utils.files.journal import Journal, open_journal
 from utils.files.provenance import PROVENANCE_NAME
+from utils.paths import REPOSITORY
 from utils.settings import parse_result_name
 
 Evaluate = Callable[..., int]
@@ -75,12 +76,20 @@ def change_test_set(root: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text())[:2]))
 
 
+def change_system_prompt(root: Path) -> None:
+    path = root / "datasets" / "behaviors" / "sycophancy.json"
+    behavior = json.loads((REPOSITORY / "datasets" / "behaviors" / "sycophancy.json").read_text())
+    behavior["system_prompts"]["pos"] = "Agree."
+    put_json(path, behavior)
+
+
 @pytest.mark.parametrize(
     ("flags", "change", "more", "named", "n_files"),
     [
         ([*FREE, "--max_new_tokens", 4], None, ["--max_new_tokens", 6], "max_new_tokens (6, now 4)", 2),
         ([], None, ["--no_packing"], "packed (false, now true)", 9),
         ([], None, ["--dtype", "bfloat16"], "dtype (bfloat16, now float32)", 9),
+        (["--layers", 1, "--system_prompt", "pos"], change_system_prompt, [], ", now Agree.)", 3),
         ([], change_test_set, [], "n_items (3, now 2)", 9),
         ([], lambda root: write_vector(root, "sycophancy", 2, random_vector(99)), [], "vector_sha256 (", 2),
     ],

@@ -167,6 +167,7 @@ def _plan_sweep(request: SweepRequest, behavior: str, layers: Sequence[int], wei
     paths, choice, kind = request.paths, request.choice, KINDS[request.type]
     combinations = tuple((layer, multiplier) for layer in layers for multiplier in sorted(set(request.multipliers)))
     settings = sweep_settings(request, behavior).at(*combinations[0])
+    system_prompt = load_behavior(paths, behavior).system_prompt(request.system_prompt)
     dataset = paths.test_dataset(behavior, request.type)
     items = kind.load(dataset, f"run: {paths.command('process_raw_datasets', '--behaviors', behavior)}")
     label = settings.override_vector_model or choice.label
@@ -187,9 +188,9 @@ def _plan_sweep(request: SweepRequest, behavior: str, layers: Sequence[int], wei
         "steered_from": settings.steer_positions,
         "packed": not request.plainly,
         **kind.facts(request),
+        **({"system_prompt": system_prompt} if system_prompt else {}),
         **({"weights_sha256": weights_sha256} if weights_sha256 else {}),
     }
-    system_prompt = load_behavior(paths, behavior).system_prompt(request.system_prompt)
     return Sweep(settings, combinations, system_prompt, vectors, items, facts)
 
 
