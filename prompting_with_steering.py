@@ -22,9 +22,11 @@ from utils.cli.flags import (
     add_layers,
     add_model,
     add_multipliers,
+    add_vector_kind,
     data_paths,
     make_parser,
     model_choice,
+    vector_kind,
 )
 from utils.cli.run import EXIT_DONE, exit_with, run_main
 from utils.evaluation.plan import SweepRequest, load_vectors, plan_sweeps
@@ -40,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_multipliers(parser, [-1.0, 0.0, 1.0], "-1 0 1")
     parser.add_argument("--type", choices=RESULT_TYPES, default="ab", help="what is asked (default: ab)")
     add_model(parser)
+    add_vector_kind(parser)
     add_compute(parser)
     parser.add_argument(
         "--system_prompt",
@@ -100,6 +103,7 @@ def build_request(args: argparse.Namespace) -> SweepRequest:
         weights_path=args.override_model_weights_path,
         steer_positions=args.steer_positions,
         vector_behavior=args.vector_behavior,
+        vector_kind=vector_kind(args),
         temperature=args.temperature,
         num_samples=args.num_samples,
         seed=args.seed,

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from utils.behaviors import bundled_behaviors, load_behavior, published_behaviors
 from utils.cli import values
@@ -10,6 +11,7 @@ from utils.errors import UserError
 from utils.model.checkpoints import MODEL_SIZES, ModelChoice, choose_model
 from utils.model.checkpoints import check_layers as check_layers  # scripts take it from here
 from utils.paths import REPOSITORY, DataPaths
+from utils.settings import METHODS, Reading, VectorKind
 
 
 def make_parser(docstring: str | None, *, overwrite: bool = False, seed: bool = False) -> argparse.ArgumentParser:
@@ -106,6 +108,28 @@ def add_device(parser: argparse._ActionsContainer) -> None:
         default="auto",
         help="weights and arithmetic (default: float32, but float16 for 13b and 70b on a GPU)",
     )
+
+
+def add_vector_kind(parser: argparse.ArgumentParser) -> None:
+    """--read and --method: which vectors are meant."""
+    parser.add_argument(
+        "--read",
+        choices=get_args(Reading),
+        default="letter",
+        help="where vectors are read: at the answer's letter, over all tokens of its text, at its last token, or at "
+        "the last token of the prompt (default: letter, as published)",
+    )
+    parser.add_argument(
+        "--method",
+        choices=METHODS,
+        default=VectorKind.method,
+        help="how activations become a vector: the mean difference, principal components of the differences or of "
+        "pair-centred activations, a logistic probe, or a linear discriminant (default: mean)",
+    )
+
+
+def vector_kind(args: argparse.Namespace) -> VectorKind:
+    return VectorKind(args.read, args.method)
 
 
 def add_compute(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ from utils.model import processes
 from utils.model.checkpoints import ModelChoice, check_layers, checkpoint_label
 from utils.model.shapes import ModelShape, model_shape
 from utils.paths import DataPaths
-from utils.settings import ResultType, Side, StartPosition, SteeringSettings
+from utils.settings import Knob, ResultType, Side, StartPosition, SteeringSettings, VectorKind
 from utils.vectors.files import choice_of_label, generate_command, normalize_command
 
 if TYPE_CHECKING:
@@ -45,6 +45,9 @@ class SweepRequest:
     steer_positions: StartPosition = "end_of_prompt"
     vector_behavior: str | None = None
     """Behavior whose vectors are used, whichever is evaluated; None for its own."""
+    vector_kind: VectorKind = VectorKind()
+    knob: Knob = "multiplier"
+    """What `multipliers` are: multiples of the vector, or strengths."""
     temperature: float = 0.0
     num_samples: int = 1
     """Answers to each question."""
@@ -177,6 +180,7 @@ def _plan_sweep(request: SweepRequest, behavior: str, layers: Sequence[int], wei
             layer if request.override_vector is None else request.override_vector,
             label,
             normalized=True,
+            kind=request.vector_kind,
         )
         for layer, multiplier in combinations
         if multiplier != 0
@@ -214,6 +218,9 @@ def sweep_settings(request: SweepRequest, behavior: str) -> SteeringSettings:
         temperature=request.temperature,
         num_samples=request.num_samples,
         seed=request.seed if request.temperature else 0,
+        read=request.vector_kind.reading,
+        method=request.vector_kind.method,
+        knob=request.knob,
     )
 
 
@@ -244,8 +251,8 @@ def _load_vectors(plan: SweepPlan, sweep: Sweep) -> "dict[int, Tensor]":
     behavior = sweep.settings.vector_behavior or sweep.settings.behavior
     choice = _choice_of_vectors(request)
     layers = (request.layers or ()) if request.override_vector is None else (request.override_vector,)
-    generate = generate_command(request.paths, [behavior], layers, choice)
-    hint = f"run: {generate}, then: {normalize_command(request.paths, [behavior], choice)}"
+    generate = generate_command(request.paths, [behavior], layers, choice, kind=request.vector_kind)
+    hint = f"run: {generate}, then: {normalize_command(request.paths, [behavior], choice, kind=request.vector_kind)}"
     return {layer: load_vector(path, plan.shape.d_model, hint) for layer, path in sweep.vectors.items()}
 
 

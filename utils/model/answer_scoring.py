@@ -23,7 +23,7 @@ from transformers import DynamicCache
 
 from utils.model import processes
 from utils.model.architectures import logit_scale
-from utils.model.chat_format import PromptTokens
+from utils.model.chat_format import AnswerTokens
 from utils.model.generation import left_padded
 from utils.model.packing import LayerInputs
 from utils.model.runtime import Runtime
@@ -37,20 +37,20 @@ LOGITS_AT_ONCE = 256
 class AnswerPair:
     """One question with both of its answers, as tokens."""
 
-    matching: PromptTokens
-    """Prompt and answer; the answer begins behind `steer_start`."""
-    other: PromptTokens
+    matching: AnswerTokens
+    other: AnswerTokens
 
     @property
-    def answers(self) -> tuple[PromptTokens, PromptTokens]:
+    def answers(self) -> tuple[AnswerTokens, AnswerTokens]:
         return self.matching, self.other
 
     @property
     def shares_prefix(self) -> bool:
-        """Whether both have the same tokens before the first steered one, and any."""
+        """Whether both have the same tokens before the first steered one, the last of the prompt."""
         starts = {answer.steer_start for answer in self.answers}
         prefixes = {answer.ids[: answer.steer_start] for answer in self.answers}
-        return len(starts) == 1 and starts != {0} and len(prefixes) == 1
+        is_steered_at_its_end = all(answer.n_steered == answer.n_answer + 1 for answer in self.answers)
+        return len(starts) == 1 and starts != {0} and len(prefixes) == 1 and is_steered_at_its_end
 
     @property
     def longest(self) -> int:
@@ -118,7 +118,7 @@ def score_answers_plainly(
         yield index, scores
 
 
-def _score_some_rows(runtime: Runtime, answer: PromptTokens, steerings: Sequence[Steerings], rows: list[int]) -> Tensor:
+def _score_some_rows(runtime: Runtime, answer: AnswerTokens, steerings: Sequence[Steerings], rows: list[int]) -> Tensor:
     return score_rows(runtime, [answer] * len(rows), [steerings[row] for row in rows])
 
 
@@ -128,14 +128,14 @@ def _one_combination(runtime: Runtime, pair: AnswerPair, steering: Steerings) ->
 
 
 @torch.no_grad()
-def score_rows(runtime: Runtime, answers: Sequence[PromptTokens], steerings: Sequence[Steerings]) -> Tensor:
+def score_rows(runtime: Runtime, answers: Sequence[AnswerTokens], steerings: Sequence[Steerings]) -> Tensor:
     """Mean log-probability of each row's answer tokens, [batch], from whole sequences with the model's own logits."""
     ids, mask = left_padded([answer.ids for answer in answers], runtime.pad_id, runtime.device)
     starts = torch.tensor([answer.steer_start for answer in answers], device=runtime.device)
     positions = mask.cumsum(1) - 1
     rows = RowSteering(steerings, runtime.layers)
     rows.positions = (positions >= starts[:, None]) & mask.bool()
-    longest = max(answer.n_steered for answer in answers)  # the last prompt token and the answer
+    longest = 1 + max(answer.n_answer for answer in answers)  # the last prompt token and the answer
     with rows.applied():
         logits = runtime.model(
             input_ids=ids,
@@ -146,7 +146,7 @@ def score_rows(runtime: Runtime, answers: Sequence[PromptTokens], steerings: Seq
         ).logits
     means = []
     for row, answer in zip(logits, answers, strict=True):
-        n = answer.n_steered - 1
+        n = answer.n_answer
         means.append(_log_probabilities(row[-n - 1 : -1], torch.tensor(answer.ids[-n:], device=row.device)).mean())
     return torch.stack(means).cpu()
 
