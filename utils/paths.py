@@ -94,6 +94,17 @@ class DataPaths:
         """The pairs of prompts."""
         return self.generate_dataset(behavior).with_name("generate_prompts.json")
 
+    def neutral_prompts(self) -> Path:
+        """Prompts that ask for no behavior: what side effects are measured on."""
+        return self.datasets_dir / "neutral" / "prompts.json"
+
+    def residual_norms(self, model_label: str) -> Path:
+        return self.root / "vectors" / f"residual_norms_{model_label}.json"
+
+    def chosen_steering(self, behavior: str, model_label: str, kind: VectorKind) -> Path:
+        """The layer and strength that were chosen for a behavior's vectors of one kind."""
+        return self.vectors_dir(behavior, normalized=False) / f"chosen_{model_label}{kind.suffix}.json"
+
     def test_text_dataset(self, behavior: str) -> Path:
         """The held-out contrast pairs of text form."""
         return self.datasets_dir / "test" / behavior / "test_dataset_text.json"

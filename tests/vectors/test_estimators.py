@@ -72,7 +72,7 @@ def planted(n_pairs: int = 40) -> tuple[Tensor, Tensor, Tensor]:
         ("pca_pairs", 0.99),
         ("probe", 0.95),
         ("lda", 0.7),
-    ],  # LDA divides by a noisy spread
+    ],
 )
 def test_every_estimator_finds_a_planted_direction_with_the_mean_s_sign_and_norm(method: str, cosine: float) -> None:
     positive, negative, direction = planted()

@@ -65,13 +65,22 @@ def add_layers(parser: argparse.ArgumentParser, default: str = "all of the model
 
 
 def add_multipliers(parser: argparse.ArgumentParser, default: Sequence[float] | None, help_default: str) -> None:
-    parser.add_argument(
+    """--multipliers and, instead of it, --strengths."""
+    amount = parser.add_mutually_exclusive_group()
+    amount.add_argument(
         "--multipliers",
         nargs="+",
         type=values.finite_float,
         default=default,
         metavar="X",
         help=f"multiples of the steering vector that are added; 0 is no steering (default: {help_default})",
+    )
+    amount.add_argument(
+        "--strengths",
+        nargs="+",
+        type=values.finite_float,
+        metavar="S",
+        help="instead of multipliers: the added norm as a share of the layer's median residual norm, e.g. -0.1 0 0.1",
     )
 
 

@@ -89,6 +89,17 @@ def pairs_path(paths: DataPaths, behavior: str, reading: Reading) -> Path:
             return text_pairs_path(paths, behavior)
 
 
+def load_pairs_for(paths: DataPaths, behavior: str, reading: Reading) -> tuple[Path, Sequence[AnyPair]]:
+    """The generate set that a reading takes, and where it is.
+
+    Raises:
+        UserError: If it is missing or broken, or of another form.
+    """
+    dataset = pairs_path(paths, behavior, reading)
+    hint = f"run: {paths.command('process_raw_datasets', '--behaviors', behavior)}"
+    return dataset, _LOADERS[reading](dataset, hint)
+
+
 def plan_extraction(request: ExtractionRequest) -> list[BehaviorPlan]:
     """Read the contrast pairs and see what is there.
 
@@ -96,11 +107,8 @@ def plan_extraction(request: ExtractionRequest) -> list[BehaviorPlan]:
         UserError: If a behavior's pairs are missing or broken.
     """
     plans = []
-    reading = request.kind.reading
     for behavior in request.behaviors:
-        dataset = pairs_path(request.paths, behavior, reading)
-        hint = f"run: {request.paths.command('process_raw_datasets', '--behaviors', behavior)}"
-        pairs = _LOADERS[reading](dataset, hint)
+        dataset, pairs = load_pairs_for(request.paths, behavior, request.kind.reading)
         layers = request.layers if request.overwrite else request.missing_layers(behavior, request.layers)
         plans.append(BehaviorPlan(behavior, dataset, pairs, tuple(layers)))
     for plan in plans:
