@@ -79,12 +79,10 @@ def test_a_knowledge_record_ends_with_its_category(tmp_path: Path, result_type: 
     ]
 
 
-@pytest.mark.parametrize("root", [REPOSITORY, "published", "parity"])
+@pytest.mark.parametrize("root", [REPOSITORY, "published"])
 def test_every_dataset_there_is_loads(root: Path | str) -> None:
     if root == "published":
         root = reference_path("caa")
-    elif root == "parity":
-        root = reference_path("parity")
     paths = DataPaths(Path(root))
     for behavior in BEHAVIORS:
         assert load_contrast_pairs(paths.generate_dataset(behavior))

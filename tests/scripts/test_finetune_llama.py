@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 import prompting_with_steering
 from finetune_llama import main
 from tests.models import build_model, save_checkpoint
-from tests.reference import reference_path
-from tests.roots import error_lines, snapshot
+from tests.reference import carried_path
+from tests.roots import copy_carried, error_lines, snapshot
 from utils.data.records import load_choice_items
 from utils.figures.style import read_table
 from utils.files.provenance import read_provenance
@@ -31,7 +31,7 @@ from utils.finetuning.log import HeldOut, History, Step
 from utils.model.loading import load_weights_over
 
 CHAT = "Llama-2-tiny-chat-hf"
-N_LAYERS, N_PAIRS, N_HELD_OUT = 8, 24, 8
+N_LAYERS, N_PAIRS, N_HELD_OUT = 6, 24, 8
 BLOCK_MATRICES = {
     *(f"self_attn.{name}_proj.weight" for name in "qkvo"),
     *(f"mlp.{name}_proj.weight" for name in ("gate", "up", "down")),
@@ -55,7 +55,7 @@ def log_rows(root: Path, name: str = "refusal_pos_finetune_all") -> list[dict[st
 
 
 def untouched_model() -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(reference_path("parity", CHAT), dtype=torch.float32)
+    return AutoModelForCausalLM.from_pretrained(carried_path(CHAT), dtype=torch.float32)
 
 
 def untouched_weights() -> dict[str, Tensor]:
@@ -84,7 +84,7 @@ def plain_steps(
         padded: All pairs at once; else one by one, without any padding.
     """
     model = untouched_model()
-    tokenizer = AutoTokenizer.from_pretrained(reference_path("parity", CHAT), padding_side="right", pad_token="</s>")
+    tokenizer = AutoTokenizer.from_pretrained(carried_path(CHAT), padding_side="right", pad_token="</s>")
     pairs = json.loads((root / "datasets/generate/refusal/generate_dataset.json").read_text())
     key = "answer_matching_behavior" if direction == "pos" else "answer_not_matching_behavior"
     texts = [f"[INST] {pair['question'].strip()} [/INST] {pair[key].strip()[:2]}" for pair in pairs]
@@ -299,10 +299,9 @@ LONG = ("--batch_size", "3", "--epochs", "2", "--lr", "1e-3", "--checkpoints", "
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory, parity_checkpoints: dict[str, tuple[str, str]]) -> Path:
-    root = tmp_path_factory.mktemp("uninterrupted")
-    shutil.copytree(reference_path("parity", "datasets"), root / "datasets")
-    assert finetune(root, *LONG, "--model", parity_checkpoints["7b"][0]) == 0
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = copy_carried(tmp_path_factory.mktemp("uninterrupted"), "datasets")
+    assert finetune(root, *LONG, "--model", str(carried_path(CHAT))) == 0
     return root
 
 
@@ -388,8 +387,8 @@ def test_what_a_kill_behind_the_weights_leaves_goes_but_not_the_folder_of_a_late
     ("flags", "message"),
     [
         ("--lora_rank 4", "--lora_rank is the rank of LoRA adapters; add --lora"),
-        ("--layer 8", f"--layer 8: {CHAT} has layers 0 to 7"),
-        ("--layer -1", f"--layer -1: {CHAT} has layers 0 to 7"),
+        ("--layer 6", f"--layer 6: {CHAT} has layers 0 to 5"),
+        ("--layer -1", f"--layer -1: {CHAT} has layers 0 to 5"),
         ("--dtype float16", "--dtype float16 needs a GPU"),
         ("--use_base_model --model_size 135m", "--model_size 135m is a chat model"),
         ("--root missing", "--root missing is not a folder"),
@@ -442,12 +441,12 @@ def test_too_little_memory_is_said_with_the_numbers_before_the_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(finetuning_run, "free_memory", lambda _: 10_000_000)
+    monkeypatch.setattr(finetuning_run, "free_memory", lambda _: 5_000_000)
     monkeypatch.setattr(finetuning_run, "_GB", 1e6)  # the tiny model's gigabytes are megabytes
     assert finetune(parity_root) == 2
     [line] = error_lines(capfd.readouterr().err)
-    assert f"fine-tuning {CHAT} needs 18.1 GB (weights 4.5, gradients 4.5, optimizer 9.1; activations on top)" in line
-    assert "cpu has 10.0 GB free" in line
+    assert f"fine-tuning {CHAT} needs 5.6 GB (weights 1.4, gradients 1.4, optimizer 2.8; activations on top)" in line
+    assert "cpu has 5.0 GB free" in line
 
 
 def test_the_footprint_counts_weights_gradients_and_optimizer(parity_root: Path) -> None:
@@ -567,10 +566,8 @@ def test_held_out_metrics_use_each_item_s_own_letters(parity_root: Path) -> None
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_weights_of_one(
-    parity_root: Path, parity_checkpoints: dict[str, tuple[str, str]]
-) -> None:
-    flags = ["--behavior", "refusal", "--direction", "pos", "--model", parity_checkpoints["7b"][0], "--device", "cpu"]
+def test_two_processes_give_the_weights_of_one(parity_root: Path) -> None:
+    flags = ["--behavior", "refusal", "--direction", "pos", "--model", str(carried_path(CHAT)), "--device", "cpu"]
     flags += ["--optimizer", "sgd", "--lr", "1e-1"]
     alone, together = parity_root, parity_root.with_name("together")
     shutil.copytree(parity_root / "datasets", together / "datasets")

@@ -320,7 +320,12 @@ def test_agreement_needs_no_key_and_writes_nothing(
     root: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OPEN_AI_KEY")
-    folder = reference_path("caa", "results", "open_ended_scores", "sycophancy")
+    folder = root.parent / "scores" / "sycophancy"
+    put_json(
+        folder
+        / "results_layer=3_multiplier=1.0_behavior=sycophancy_type=open_ended_use_base_model=False_model_size=7b.json",
+        [{"question": f"q{score}", "model_output": "a", "score": float(score)} for score in range(8)],
+    )
     assert scoring.main(["--root", str(root), "--agreement", str(folder), str(folder)]) == 0
     out = capsys.readouterr().out
     assert "1.000 [1.000, 1.000]" in out and "100.0%" in out
