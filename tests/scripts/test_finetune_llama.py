@@ -25,6 +25,7 @@ from utils.data.records import load_choice_items
 from utils.figures.style import read_table
 from utils.files.provenance import read_provenance
 from utils.files.writing import save_tensor
+from utils.finetuning import checkpoints
 from utils.finetuning import run as finetuning_run
 from utils.finetuning import training as finetuning
 from utils.finetuning.log import HeldOut, History, Step
@@ -370,13 +371,13 @@ def test_a_checkpoint_of_another_run_is_neither_taken_nor_lost(
 def test_what_a_kill_behind_the_weights_leaves_goes_but_not_the_folder_of_a_later_run(tmp_path: Path) -> None:
     run_dir, weights = tmp_path / "log" / "run", tmp_path / "weights.pt"
     run_dir.mkdir(parents=True)
-    (run_dir / finetuning_run.RUN_NAME).touch()
+    (run_dir / checkpoints.RUN_NAME).touch()
     weights.touch()
     os.utime(weights, ns=(1, 1))
-    finetuning_run.forget_finished(run_dir, weights)
+    checkpoints.remove_finished_run(run_dir, weights)
     assert run_dir.exists()
     weights.touch()
-    finetuning_run.forget_finished(run_dir, weights)
+    checkpoints.remove_finished_run(run_dir, weights)
     assert not run_dir.exists()
 
 
@@ -521,10 +522,10 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 def test_checkpoints_are_evenly_spaced_and_none_is_at_the_end() -> None:
-    assert finetuning_run.checkpoint_steps(28, 1) == [14]
-    assert finetuning_run.checkpoint_steps(16, 3) == [4, 8, 12]
-    assert finetuning_run.checkpoint_steps(3, 10) == [1, 2]
-    assert finetuning_run.checkpoint_steps(28, 0) == finetuning_run.checkpoint_steps(1, 2) == []
+    assert checkpoints.checkpoint_steps(28, 1) == [14]
+    assert checkpoints.checkpoint_steps(16, 3) == [4, 8, 12]
+    assert checkpoints.checkpoint_steps(3, 10) == [1, 2]
+    assert checkpoints.checkpoint_steps(28, 0) == checkpoints.checkpoint_steps(1, 2) == []
 
 
 def test_the_learning_rate_rises_over_a_tenth_of_the_steps_and_falls_to_zero() -> None:
