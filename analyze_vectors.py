@@ -29,7 +29,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from utils.behaviors import BEHAVIORS
+from utils.behaviors import published_behaviors
 from utils.cli.flags import add_behaviors, add_layers, add_model_filter, data_paths, make_parser, model_filter
 from utils.cli.run import EXIT_DONE, exit_with, run_main
 from utils.errors import UserError
@@ -43,6 +43,7 @@ from utils.vectors.files import (
     generate_command,
     layer_ranges,
     load_vector_table,
+    normalize_command,
 )
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ log = logging.getLogger(__name__)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__, overwrite=True)
     add_behaviors(parser)
     add_layers(parser, default="those that are there")
     add_model_filter(parser)
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     paths = data_paths(args)
     models = load_models(args, paths)
     for vectors in models.values():
-        check_normalisation(vectors)
+        check_normalisation(paths, vectors)
     planned = [figure for vectors in models.values() for figure in plan_model(args, paths, vectors)]
     planned += plan_model_pairs(args, paths, models)
     n_written = sum(make_figure(figure, args.overwrite) for figure in planned)
@@ -126,9 +127,9 @@ def load_models(args: argparse.Namespace, paths: DataPaths) -> dict[str, ModelVe
         layers_of = layers_asked_for(args, before, label)
         if not any(layers_of.values()):
             continue
-        name_missing(args, label, layers_of)
+        name_missing(args, paths, label, layers_of)
         normalized_of = layers_asked_for(args, after, label)
-        name_not_normalized(label, layers_of, normalized_of)
+        name_not_normalized(paths, label, layers_of, normalized_of)
         models[label] = ModelVectors(
             load_vector_table(paths, label, layers_of, normalized=False),
             load_vector_table(paths, label, normalized_of, normalized=True) if any(normalized_of.values()) else None,
@@ -142,7 +143,8 @@ def no_vectors_message(args: argparse.Namespace, paths: DataPaths, only: ModelCh
     layers = sorted(set(args.layers or ()))
     of_model = f" of {only.label}" if only else ""
     at_layers = f" at layers {layer_ranges(layers)}" if layers else ""
-    command = generate_command([] if set(args.behaviors) == set(BEHAVIORS) else args.behaviors, layers, only)
+    every = set(args.behaviors) == set(published_behaviors())
+    command = generate_command(paths, [] if every else args.behaviors, layers, only)
     return (
         f"no vectors{of_model}{at_layers} for {', '.join(args.behaviors)} in {paths.root / 'vectors'}; run: {command}"
     )
@@ -157,7 +159,7 @@ def layers_asked_for(
     }
 
 
-def name_missing(args: argparse.Namespace, label: str, layers_of: dict[str, set[int]]) -> None:
+def name_missing(args: argparse.Namespace, paths: DataPaths, label: str, layers_of: dict[str, set[int]]) -> None:
     """Warn of behaviors and layers without vectors, with the commands that make them."""
     everywhere = set(args.layers) if args.layers else set().union(*layers_of.values())
     lacking: dict[tuple[int, ...], list[str]] = {}
@@ -165,19 +167,23 @@ def name_missing(args: argparse.Namespace, label: str, layers_of: dict[str, set[
         if absent := sorted(everywhere - layers):
             lacking.setdefault(tuple(absent), []).append(behavior)
     for gap, behaviors in lacking.items():
-        command = generate_command(behaviors, gap, choice_of_label(label))
+        command = generate_command(paths, behaviors, gap, choice_of_label(label))
         log.warning(
             "%s: no vectors at layers %s for %s; run: %s", label, layer_ranges(gap), ", ".join(behaviors), command
         )
 
 
-def name_not_normalized(label: str, layers_of: dict[str, set[int]], normalized_of: dict[str, set[int]]) -> None:
+def name_not_normalized(
+    paths: DataPaths, label: str, layers_of: dict[str, set[int]], normalized_of: dict[str, set[int]]
+) -> None:
     absent = {behavior: layers - normalized_of[behavior] for behavior, layers in layers_of.items()}
-    if lacking := [f"{behavior} (layers {layer_ranges(layers)})" for behavior, layers in absent.items() if layers]:
-        log.warning("%s: not normalised: %s; run: ./normalize_vectors.py", label, ", ".join(lacking))
+    if lacking := {behavior: layers for behavior, layers in absent.items() if layers}:
+        described = ", ".join(f"{behavior} (layers {layer_ranges(layers)})" for behavior, layers in lacking.items())
+        command = normalize_command(paths, list(lacking), choice_of_label(label))
+        log.warning("%s: not normalised: %s; run: %s", label, described, command)
 
 
-def check_normalisation(vectors: ModelVectors) -> None:
+def check_normalisation(paths: DataPaths, vectors: ModelVectors) -> None:
     """Warn where the normalised vectors are not what today's vectors would give."""
     from utils.figures.vector_sets import aligned
     from utils.vectors.analysis import normalisation_faults
@@ -185,26 +191,27 @@ def check_normalisation(vectors: ModelVectors) -> None:
     before, after = vectors.before, vectors.after
     if after is None:
         return
+    command = f"{normalize_command(paths, [], choice_of_label(before.label))} --overwrite"
     if after.d_model != before.d_model:
         raise UserError(
             f"{before.label}: width {before.d_model} in vectors/, but {after.d_model} in normalized_vectors/; "
-            "run: ./normalize_vectors.py --overwrite"
+            f"run: {command}"
         )
     faults = normalisation_faults(before.values, aligned(after, before.behaviors, before.layers))
     if faults.other_direction:
         where = [f"{before.behaviors[row]} layer {before.layers[column]}" for row, column in faults.other_direction]
         log.warning(
-            "%s: normalised vectors were made from other vectors than today's: %s; "
-            "run: ./normalize_vectors.py --overwrite",
+            "%s: normalised vectors were made from other vectors than today's: %s; run: %s",
             before.label,
             ", ".join(where),
+            command,
         )
     if faults.unequal_norms:
         log.warning(
-            "%s: behaviors differ in norm after normalisation at layers %s (normalised apart from each other); "
-            "run: ./normalize_vectors.py --overwrite",
+            "%s: behaviors differ in norm after normalisation at layers %s (normalised apart from each other); run: %s",
             before.label,
             layer_ranges(before.layers[index] for index in faults.unequal_norms),
+            command,
         )
 
 
@@ -214,7 +221,7 @@ def check_normalisation(vectors: ModelVectors) -> None:
 def scope(args: argparse.Namespace, *, with_behaviors: bool) -> str:
     """What a file name says about the flags that narrow the figure down; empty without such flags."""
     parts = [f"layers={layer_ranges(args.layers)}_"] if args.layers else []
-    if with_behaviors and set(args.behaviors) != set(BEHAVIORS):
+    if with_behaviors and set(args.behaviors) != set(published_behaviors()):
         parts.insert(0, f"behaviors={','.join(sorted(set(args.behaviors)))}_")
     return "".join(parts)
 

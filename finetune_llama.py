@@ -15,7 +15,6 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from utils.behaviors import BEHAVIORS
 from utils.cli import values as flag_values
 from utils.cli.flags import add_model, check_layers, data_paths, make_parser, model_choice
 from utils.cli.run import EXIT_DONE, exit_with, run_main
@@ -38,8 +37,8 @@ log = logging.getLogger(__name__)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = make_parser(__doc__)
-    parser.add_argument("--behavior", required=True, choices=list(BEHAVIORS), metavar="ID", help="behavior to train")
+    parser = make_parser(__doc__, overwrite=True, seed=True)
+    parser.add_argument("--behavior", required=True, metavar="ID", help="behavior to train: any of datasets/behaviors")
     parser.add_argument(
         "--direction", required=True, choices=["pos", "neg"], help="towards (pos) or away from (neg) the behavior"
     )

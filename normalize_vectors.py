@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__, overwrite=True)
     add_behaviors(parser)
     add_layers(parser, default="those that are there")
     add_model_filter(parser)
@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     paths = data_paths(args)
     layers_of = {behavior: find_vectors(paths, behavior) for behavior in args.behaviors}
-    labels = _labels_asked_for(args, layers_of)
+    labels = _labels_asked_for(args, paths, layers_of)
     n_complete, counts = 0, Counter[str]()
     for label in labels:
         layers = sorted(set().union(*(found.get(label, set()) for found in layers_of.values())))
@@ -66,7 +66,7 @@ def normalize_layer(paths: DataPaths, args: argparse.Namespace, layer: int, labe
     """Write one layer's normalised vectors; counts those that it "wrote", "skipped" and (kept, unequal) "differ"."""
     from utils.files.reading import load_vector
     from utils.files.writing import save_tensor
-    from utils.model.steering import normalize_to_mean_norm
+    from utils.vectors.estimators import normalize_to_mean_norm
 
     vectors = {
         behavior: load_vector(paths.vector(behavior, layer, label, normalized=False)) for behavior in args.behaviors
@@ -98,12 +98,14 @@ def _record(paths: DataPaths, args: argparse.Namespace, behavior: str, layer: in
     record_provenance(paths.vectors_dir(behavior, normalized=True), [vector_name(layer, label)], run)
 
 
-def _labels_asked_for(args: argparse.Namespace, layers_of: dict[str, dict[str, set[int]]]) -> list[str]:
+def _labels_asked_for(
+    args: argparse.Namespace, paths: DataPaths, layers_of: dict[str, dict[str, set[int]]]
+) -> list[str]:
     if choice := model_filter(args):
         return [choice.label]
     labels = sorted(set().union(*layers_of.values()))
     if not labels:
-        raise UserError("there are no vectors yet; run: ./generate_vectors.py")
+        raise UserError(f"there are no vectors yet; run: {paths.command('generate_vectors')}")
     return labels
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from utils.behaviors import load_behavior
 from utils.cli.flags import add_behaviors, add_layers, add_model, data_paths, make_parser, model_choice
 from utils.cli.progress import progress
 from utils.cli.run import EXIT_DONE, exit_with, run_main
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__, overwrite=True, seed=True)
     add_behaviors(parser)
     add_layers(parser, default="those with saved activations")
     add_model(parser)
@@ -84,7 +85,7 @@ def find_available(args: argparse.Namespace, paths: DataPaths, choice: ModelChoi
             continue
         available[behavior] = sorted(wanted & found)
         if missing := sorted(wanted - found):
-            command = generate_command([behavior], missing, choice, activations=True)
+            command = generate_command(paths, [behavior], missing, choice, activations=True)
             log.warning(
                 "%s: no activations of %s at layers %s; run: %s",
                 behavior,
@@ -93,7 +94,7 @@ def find_available(args: argparse.Namespace, paths: DataPaths, choice: ModelChoi
                 command,
             )
     if without:
-        command = generate_command(without, sorted(set(args.layers or ())), choice, activations=True)
+        command = generate_command(paths, without, sorted(set(args.layers or ())), choice, activations=True)
         at = f" at layers {layer_ranges(args.layers)}" if args.layers else ""
         message = f"no activations of {choice.label}{at} for {', '.join(without)} in {paths.root / 'activations'}"
         if not available:
@@ -166,9 +167,9 @@ def plot_behavior(args: argparse.Namespace, paths: DataPaths, choice: ModelChoic
 
     behavior, n_written = plan.behavior, 0
     dataset = paths.generate_dataset(behavior)
-    pairs = load_contrast_pairs(dataset, f"run: ./process_raw_datasets.py --behaviors {behavior}")
+    pairs = load_contrast_pairs(dataset, f"run: {paths.command('process_raw_datasets', '--behaviors', behavior)}")
     warn_of_other_dataset(paths, choice, behavior, plan)
-    drawn, views = Drawn(behavior, choice.label, pairs, args.seed), []
+    drawn, views = Drawn(load_behavior(paths, behavior), choice.label, pairs, args.seed), []
     for layer in progress(sorted({*plan.layers, *plan.sheet}), desc=behavior, unit="layer"):
         view = view_layer(args, paths, choice, behavior, layer, pairs)
         if layer in plan.layers:
@@ -214,7 +215,7 @@ def load_halves(
     """
     from utils.files.reading import load_activations
 
-    again = f"run: {generate_command([behavior], [layer], choice, activations=True)} --overwrite"
+    again = f"run: {generate_command(paths, [behavior], [layer], choice, activations=True)} --overwrite"
     halves = []
     for side in ("pos", "neg"):
         path = paths.activations(behavior, side, layer, choice.label)
@@ -247,7 +248,7 @@ def warn_of_other_dataset(paths: DataPaths, choice: ModelChoice, behavior: str, 
             "run: %s --overwrite",
             behavior,
             layer_ranges(other),
-            generate_command([behavior], other, choice, activations=True),
+            generate_command(paths, [behavior], other, choice, activations=True),
         )
 
 

@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__, seed=True)
     add_behaviors(parser)
     add_layers(parser, default="those found")
     add_multipliers(parser, None, "those found")
@@ -85,12 +85,14 @@ def run(args: argparse.Namespace) -> int:
     if not tasks and not answers:
         raise UserError(
             f"no {f'{args.type} ' if args.type else ''}results of {choice.label} in {paths.results_dir}; "
-            + how_to_make(args, choice)
+            + how_to_make(args, paths, choice)
         )
     for task in tasks:
         plot(task)
     if not any(task.n_written for task in tasks) and not answers:
-        raise UserError(f"nothing to plot: no results of {choice.label} as asked for; " + how_to_make(args, choice))
+        raise UserError(
+            f"nothing to plot: no results of {choice.label} as asked for; " + how_to_make(args, paths, choice)
+        )
     log.info("wrote %d figures and tables to %s", sum(task.n_written for task in tasks), paths.analysis_dir)
     if args.report:
         write_page(args, paths, choice, tasks, answers)
@@ -122,9 +124,9 @@ def find_results(
             without.append(behavior)
     if found and without:
         like = settings_of(choice, without[0], result_type, args.steer_positions)
-        command = evaluation_command(without, args.layers or (), args.multipliers or (), like, choice)
+        command = evaluation_command(without, args.layers or (), args.multipliers or (), like, choice, paths)
         log.warning("no %s results: %s; run: %s", result_type, " ".join(without), command)
-    return Task(args, paths, choice, result_type, found, Missing(choice)) if found else None
+    return Task(args, paths, choice, result_type, found, Missing(choice, paths)) if found else None
 
 
 def find_answers(args: argparse.Namespace, paths: DataPaths, choice: ModelChoice) -> "Answers | None":
@@ -146,7 +148,7 @@ def write_page(
     write_report(args, paths, choice, tasks, answers or Answers())
 
 
-def how_to_make(args: argparse.Namespace, choice: ModelChoice) -> str:
+def how_to_make(args: argparse.Namespace, paths: DataPaths, choice: ModelChoice) -> str:
     from dataclasses import replace
 
     from utils.evaluation.effects import evaluation_command
@@ -158,7 +160,8 @@ def how_to_make(args: argparse.Namespace, choice: ModelChoice) -> str:
         override_vector_model=args.override_vector_model,
         override_model_weights_path=args.override_weights[0] if args.override_weights else None,
     )
-    return "run: " + evaluation_command(args.behaviors, args.layers or (), args.multipliers or (), like, choice)
+    command = evaluation_command(args.behaviors, args.layers or (), args.multipliers or (), like, choice, paths)
+    return f"run: {command}"
 
 
 def plot(task: "Task") -> None:
@@ -199,7 +202,7 @@ def summarise(task: "Task") -> None:
     from utils.figures.style import save_table
 
     headline = headline_of(task)
-    settings = task.plain(headline.behaviors[0].behavior)
+    settings = task.plain(headline.behaviors[0].behavior.id)
     stem = task.stem(settings, "layer", "multiplier", "behavior", prefix="headline_")
     task.wrote([save_table(stem, effects_table(headline.points))])
     sys.stdout.write("\n".join(headline_lines(headline)) + "\n")

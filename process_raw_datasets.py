@@ -1,47 +1,54 @@
 #!/usr/bin/env python3
-"""Make the generate and test sets from raw datasets, fetch the published ones, or check what is there.
+"""Make the generate and test sets from raw datasets, fetch the published ones, check what is there, or begin
+a behavior of your own.
 
-Reads:   datasets/raw/<behavior>/dataset.json
+Reads:   datasets/raw/<behavior>/dataset.json                   contrast pairs of A/B form, or
+         datasets/raw/<behavior>/dataset_text.json              of text form, or both
 Writes:  datasets/generate/<behavior>/generate_dataset.json     at most 1000 contrast pairs
-         datasets/test/<behavior>/test_dataset_ab.json          50 contrast pairs
-         datasets/test/<behavior>/test_dataset_open_ended.json  their first lines (not for sycophancy, whose
-                                                                open-ended questions are written by hand)
+         datasets/test/<behavior>/test_dataset_ab.json          50 contrast pairs (--n_test)
+         datasets/generate/<behavior>/generate_dataset_text.json, datasets/test/<behavior>/test_dataset_text.json
+                                                                the same of text form
+         datasets/test/<behavior>/test_dataset_open_ended.json  their first lines (not where the behavior's file
+                                                                says that these questions are written separately)
 Example: ./process_raw_datasets.py --behaviors sycophancy
          ./process_raw_datasets.py --source published
          ./process_raw_datasets.py --check
+         ./process_raw_datasets.py --new pirate
 
 Exact duplicates are questions that are the same but for letter case and blanks; they never get into
 both splits. Near duplicates share at least 80 % of their distinct words: words of both questions,
-choices included, over words of either (Jaccard similarity).
+choices included, over words of either (Jaccard similarity). Of text pairs the answers count too.
+A question that both forms have is on the same side in both.
 
 --source published fetches the data of the CAA paper (28 files, 4.9 MB, TruthfulQA and MMLU included),
 each pinned by its sha256. The raw files of hallucination and sycophancy are not published in this
 format; a raw file that is there stays.
+
+--new ID writes datasets/behaviors/ID.json, four example pairs of each form and open-ended questions under
+--root, to be edited. A set needs at least 8 pairs; a small one is split with --n_test.
 """
 
 import argparse
-import json
 import logging
+import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from utils.cli.flags import add_behaviors, data_paths, make_parser
+from utils.behaviors import find_behavior, load_behavior
+from utils.cli import values as flag_values
+from utils.cli.flags import add_behaviors, data_paths, make_parser, root_paths
 from utils.cli.progress import progress
 from utils.cli.run import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, exit_with, run_main
+from utils.data.processing import Processing, process_behavior, write_together
 from utils.errors import UserError
-from utils.paths import DataPaths
-
-if TYPE_CHECKING:
-    from utils.data.splitting import Splits
+from utils.paths import REPOSITORY, DataPaths
 
 log = logging.getLogger(__name__)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__, overwrite=True, seed=True)
     add_behaviors(parser)
     parser.add_argument(
         "--source",
@@ -55,6 +62,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="with --source published: another address of the folder that holds raw/, generate/ and test/",
     )
     parser.add_argument(
+        "--n_test",
+        type=flag_values.positive_int,
+        metavar="N",
+        help=f"contrast pairs in the test set of each form (default: {Processing.n_test})",
+    )
+    parser.add_argument(
         "--dedup",
         action="store_true",
         help="drop exact and near duplicates before splitting, the first of those alike stays (default: keep all)",
@@ -62,143 +75,81 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="only check the datasets that are there, TruthfulQA and MMLU included; exit code 1 on faults",
+        help="only check the behaviors' files and the datasets that are there, TruthfulQA and MMLU included; "
+        "exit code 1 on faults",
+    )
+    parser.add_argument(
+        "--new",
+        metavar="ID",
+        help="only write the files of a new behavior, with examples to edit; nothing is written over",
     )
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    paths = data_paths(args)
-    if args.mirror is not None and args.source != "published":
-        raise UserError("--mirror goes with --source published")
-    if args.dedup and (args.check or args.source == "published"):
-        raise UserError("--dedup works on raw sets: leave out --check and --source published")
-    if args.check and args.source == "published":
-        raise UserError("--check looks at what is there: fetch with --source published first, then run --check alone")
+    check_arguments(args)
+    if args.new is not None:
+        return begin_behavior(args)
     if args.check:
-        return check_datasets(paths, args)
+        return check_datasets(args)
+    paths = data_paths(args)
     if args.source == "published":
         return fetch_published(paths, args)
     return process_raw(paths, args)
 
 
+def check_arguments(args: argparse.Namespace) -> None:
+    if args.new is not None and (args.check or args.source == "published" or args.overwrite):
+        raise UserError("--new only writes the files of a new behavior: leave the other flags but --root out")
+    if args.mirror is not None and args.source != "published":
+        raise UserError("--mirror goes with --source published")
+    only_raw = args.new is not None or args.check or args.source == "published"
+    for flag in ("dedup", "n_test"):
+        if getattr(args, flag) and only_raw:
+            raise UserError(f"--{flag} works on raw sets: leave out --check, --new and --source published")
+    if args.check and args.source == "published":
+        raise UserError("--check looks at what is there: fetch with --source published first, then run --check alone")
+
+
 def process_raw(paths: DataPaths, args: argparse.Namespace) -> int:
     """Process each behavior; one that fails does not keep the others from being made."""
+    how = Processing(args.command, args.seed, args.n_test or Processing.n_test, args.dedup, args.overwrite)
     counts = {"written": 0, "skipped": 0, "failed": 0}
     for behavior in args.behaviors:
         try:
-            counts[process_behavior(paths, behavior, args)] += 1
+            lines = process_behavior(paths, load_behavior(paths, behavior), how)
         except UserError as err:
             log.error("%s: not processed: %s", behavior, err)
             counts["failed"] += 1
+            continue
+        counts["written" if lines else "skipped"] += 1
+        for line in lines:
+            _print(line)
     log.info("behaviors: wrote %(written)d, skipped %(skipped)d, failed %(failed)d", counts)
     if counts["failed"] == len(args.behaviors):
         return EXIT_USAGE
     return EXIT_FAILED if counts["failed"] else EXIT_DONE
 
 
-def process_behavior(paths: DataPaths, behavior: str, args: argparse.Namespace) -> str:
-    """Make one behavior's sets; returns "written" or "skipped".
+def begin_behavior(args: argparse.Namespace) -> int:
+    """Write the files of a new behavior, and say what comes next."""
+    from utils.data.skeleton import skeleton
 
-    Raises:
-        UserError: If the raw set is missing, has faults, is too small, or sets of another split are there.
-    """
-    from utils.data.checks import HAND_WRITTEN_OPEN_ENDED
-    from utils.data.splitting import first_line, pair_record
-    from utils.files.reading import read_json
-
-    outputs = [paths.generate_dataset(behavior), paths.test_dataset(behavior, "ab")]
-    if behavior not in HAND_WRITTEN_OPEN_ENDED:
-        outputs.append(paths.test_dataset(behavior, "open_ended"))
-    existing = [] if args.overwrite else [path for path in outputs if path.exists()]
-    if len(existing) == len(outputs):
-        log.info("%s: skipped, its sets are there already (--overwrite makes them again)", behavior)
-        return "skipped"
-
-    source = paths.raw_dataset(behavior)
-    splits = _split_raw(source, behavior, args)
-    sets: list[list[dict[str, str]]] = [
-        [pair_record(pair) for pair in splits.generate],
-        [pair_record(pair) for pair in splits.test],
-        [{"question": first_line(pair.question)} for pair in splits.test],
-    ]
-    contents = dict(zip(outputs, sets, strict=False))
-    for path in existing:
-        if read_json(path) != contents[path]:
-            raise UserError(f"{path} is there, from another split or seed; --overwrite makes all of its sets again")
-    _record_provenance(contents, source, args)
-    _write_together({path: records for path, records in contents.items() if path not in existing})
-    _print(f"{behavior}: n_generate: {len(splits.generate)} | n_test: {len(splits.test)}")
-    _report_splits(behavior, splits)
-    return "written"
-
-
-def _split_raw(source: Path, behavior: str, args: argparse.Namespace) -> "Splits":
-    from utils.data.duplicates import find_duplicates, without_repeats
-    from utils.data.splitting import load_raw_pairs, split_pairs
-
-    pairs = load_raw_pairs(source, "put a raw set there, or fetch the published sets with --source published")
-    duplicates = find_duplicates([pair.question for pair in pairs])
-    if args.dedup:
-        kept = without_repeats(len(pairs), duplicates)
-        log.info(
-            "%s: dropped %d of %d items: %d exact and %d near duplicate pairs",
-            behavior,
-            len(pairs) - len(kept),
-            len(pairs),
-            len(duplicates.exact),
-            len(duplicates.near),
-        )
-        pairs = [pairs[position] for position in kept]
-        duplicates = find_duplicates([pair.question for pair in pairs])
-    return split_pairs(pairs, duplicates, args.seed, source)
-
-
-def _write_together(contents: Mapping[Path, object]) -> None:
-    """Write all files before any is moved into place, so that sets of two splits never stand side by side."""
-    from utils.files.writing import atomic_file
-
-    with ExitStack() as stack:
-        for path, records in contents.items():
-            stack.enter_context(atomic_file(path)).write(json.dumps(records, indent=4).encode())
-    for path in contents:
-        log.info("wrote %s", path)
-
-
-def _report_splits(behavior: str, splits: "Splits") -> None:
-    from utils.data.checks import HAND_WRITTEN_OPEN_ENDED
-    from utils.data.duplicates import count_by_split, find_duplicates
-    from utils.data.splitting import split_choices
-
-    if splits.n_left_out:
-        log.info("%s: %d items beyond the first %d are left out", behavior, splits.n_left_out, len(splits.generate))
-    cut = sum("\n" in split_choices(pair.question)[0] for pair in splits.test)
-    if cut and behavior not in HAND_WRITTEN_OPEN_ENDED:
-        log.info("%s: %d test questions have several lines; open-ended they keep only the first", behavior, cut)
-    duplicates = find_duplicates([pair.question for pair in (*splits.generate, *splits.test)])
-    for kind, pairs in (("exact", duplicates.exact), ("near", duplicates.near)):
-        counts = count_by_split(pairs, len(splits.generate))
-        log.info(
-            "%s: %d %s duplicate pairs: %d within generate, %d within test, %d across the splits",
-            behavior,
-            len(pairs),
-            kind,
-            *counts,
-        )
-
-
-def _record_provenance(contents: Mapping[Path, object], source: Path, args: argparse.Namespace) -> None:
-    from utils.files.provenance import record_provenance
-    from utils.files.reading import sha256_of
-
-    run_record: dict[str, Any] = {
-        "command": args.command,
-        "raw_sha256": sha256_of(source),
-        "seed": args.seed,
-        "dedup": args.dedup,
-    }
-    for path in contents:
-        record_provenance(path.parent, [path.name], run_record)
+    paths = DataPaths(args.root)
+    write_together(skeleton(paths, args.new))
+    root = [] if paths.root == REPOSITORY else ["--root", str(paths.root)]
+    flags = shlex.join([*root, "--behaviors", args.new])
+    _print(
+        "Edit these files: the examples are of an assistant that talks like a pirate. Write at least 8 contrast pairs "
+        "in a file\n(100 are better; in A/B pairs let the matching answer be (A) half of the time), and delete "
+        "dataset.json or dataset_text.json\nif you want pairs of one form only. Then run:\n"
+        f"  ./process_raw_datasets.py {flags} --n_test 4\n"
+        f"  ./generate_vectors.py {flags} --model_size 135m\n"
+        f"  ./normalize_vectors.py {flags}\n"
+        f"  ./prompting_with_steering.py {flags} --multipliers -1 0 1 --model_size 135m\n"
+        f"  ./plot_results.py {flags} --model_size 135m"
+    )
+    return EXIT_DONE
 
 
 def fetch_published(paths: DataPaths, args: argparse.Namespace) -> int:
@@ -242,19 +193,23 @@ def _may_replace(targets: Sequence[Path]) -> bool:
         return False
 
 
-def check_datasets(paths: DataPaths, args: argparse.Namespace) -> int:
+def check_datasets(args: argparse.Namespace) -> int:
     """Print a table, the faults and the notes."""
-    from utils.data.checks import check_behavior, check_knowledge, format_table
+    from utils.data.checks import check_behavior, check_knowledge
+    from utils.data.findings import format_table
 
-    reports = [check_behavior(paths, behavior) for behavior in progress(args.behaviors, desc="check")]
-    reports += [check_knowledge(paths, "truthfulqa", "truthful_qa"), check_knowledge(paths, "mmlu", "mmlu")]
-    _print(format_table(reports))
-    for report in reports:
-        for kind, findings in (("fault", report.faults), ("note", report.notes)):
+    paths = root_paths(args)
+    for behavior in args.behaviors:
+        find_behavior(paths, behavior)
+    found = [one for behavior in progress(args.behaviors, desc="check") for one in check_behavior(paths, behavior)]
+    found += [check_knowledge(paths, "truthfulqa", "truthful_qa"), check_knowledge(paths, "mmlu", "mmlu")]
+    _print(format_table(found))
+    for one in found:
+        for kind, findings in (("fault", one.faults), ("note", one.notes)):
             for finding in findings:
                 _print(f"{kind}: {finding}")
-    n_faults = sum(len(report.faults) for report in reports)
-    log.info("checked %d sets: %d faults, %d notes", len(reports), n_faults, sum(len(r.notes) for r in reports))
+    n_faults = sum(len(one.faults) for one in found)
+    log.info("checked %d sets: %d faults, %d notes", len(found), n_faults, sum(len(one.notes) for one in found))
     return EXIT_FAILED if n_faults else EXIT_DONE
 
 

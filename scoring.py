@@ -21,13 +21,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.behaviors import BEHAVIORS
+from utils.behaviors import load_behavior, published_behaviors
 from utils.cli import values as flag_values
 from utils.cli.flags import add_behaviors, add_layers, add_multipliers, data_paths, make_parser
 from utils.cli.run import EXIT_DONE, EXIT_FAILED, exit_with, run_main
 from utils.errors import UserError
 from utils.judge.cost import CHARS_PER_TOKEN, DEFAULT_JUDGE, Budget, Estimate, Price, price_of
-from utils.model.checkpoints import MODEL_SIZES, checkpoint_label
+from utils.model.checkpoints import MODEL_SIZES, checkpoint_label, choose_model
+from utils.paths import DataPaths
 
 if TYPE_CHECKING:
     from utils.judge.client import Judge
@@ -42,7 +43,7 @@ PURPOSES: "tuple[Purpose, ...]" = ("score", "overwrite", "retry")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__, overwrite=True)
     add_behaviors(parser)
     add_layers(parser, "all found")
     add_multipliers(parser, None, "all found")
@@ -166,6 +167,8 @@ def plan_all(args: argparse.Namespace) -> "list[ScorePlan]":
     from utils.judge.score_files import Planner
 
     paths = data_paths(args)
+    for behavior in args.behaviors:
+        load_behavior(paths, behavior).judge_rubric()  # said before anything is planned
     planner = Planner(
         args.scores_dir,
         args.overwrite,
@@ -176,13 +179,11 @@ def plan_all(args: argparse.Namespace) -> "list[ScorePlan]":
     plans = [planner.plan(paths, behavior) for behavior in args.behaviors]
     found = [settings for plan in plans for settings in plan.found]
     if not found:
-        raise UserError(
-            f"no such open-ended results under {paths.results_dir}; run: ./prompting_with_steering.py --type open_ended"
-        )
+        raise UserError(f"no such open-ended results under {paths.results_dir}; run: {how_to_answer(args, paths)}")
     for flag, asked, there in (
         (
             "--behaviors",
-            args.behaviors if len(args.behaviors) < len(BEHAVIORS) else [],
+            args.behaviors if set(args.behaviors) != set(published_behaviors()) else [],
             {settings.behavior for settings in found},
         ),
         ("--layers", args.layers or [], {settings.layer for settings in found}),
@@ -191,6 +192,16 @@ def plan_all(args: argparse.Namespace) -> "list[ScorePlan]":
         if missing := [value for value in asked if value not in there]:
             log.warning("no such open-ended results for %s %s", flag, " ".join(map(str, missing)))
     return plans
+
+
+def how_to_answer(args: argparse.Namespace, paths: DataPaths) -> str:
+    """The command that makes the answers that the flags ask for."""
+    words: list[object] = ["--behaviors", *args.behaviors] if set(args.behaviors) != set(published_behaviors()) else []
+    words += ["--layers", *args.layers] if args.layers else []
+    words += ["--multipliers", *args.multipliers] if args.multipliers else []
+    if args.model or args.model_size:
+        words += choose_model(args.model_size or "", args.model, args.use_base_model).command_words
+    return paths.command("prompting_with_steering", *words, "--type", "open_ended")
 
 
 def is_wanted(settings: "SteeringSettings", args: argparse.Namespace) -> bool:
@@ -208,7 +219,8 @@ def judge_record(behavior: str, args: argparse.Namespace) -> dict[str, Any]:
     """What tells one judge from another in provenance records."""
     from utils.judge.prompt import prompt_fingerprint
 
-    return {"judge_model": args.judge_model, "base_url": args.base_url, **prompt_fingerprint(behavior)}
+    about = load_behavior(DataPaths(args.root), behavior)
+    return {"judge_model": args.judge_model, "base_url": args.base_url, **prompt_fingerprint(about)}
 
 
 def journal_path(behavior: str, purpose: "Purpose", args: argparse.Namespace) -> Path:
@@ -231,7 +243,8 @@ def score_files(
         asked_for = [file for file in plan.wanted if file.purpose == purpose]
         files = [file for file in asked_for if file.is_missing()]
         plan.n_done += len(asked_for) - len(files)  # another process has scored them meanwhile
-        scoring = ScoreRun(judge, plan.behavior, files, journal, {**record, "command": args.command}, tally)
+        about = load_behavior(DataPaths(args.root), plan.behavior)
+        scoring = ScoreRun(judge, about, files, journal, {**record, "command": args.command}, tally)
         scoring.work(args.concurrency)
         if n_written := len(files) - len(scoring.unfinished):
             log.info("wrote %s: %d score files", args.scores_dir / plan.behavior, n_written)
@@ -254,6 +267,7 @@ def estimate(plans: "list[ScorePlan]", price: Price | None, args: argparse.Names
 
     total = Estimate()
     for plan in plans:
+        about = load_behavior(DataPaths(args.root), plan.behavior)
         for purpose in PURPOSES:
             kept = read_entries(journal_path(plan.behavior, purpose, args))
             answers = {
@@ -264,7 +278,7 @@ def estimate(plans: "list[ScorePlan]", price: Price | None, args: argparse.Names
             }
             for key, record in answers.items():
                 if "score" not in kept.get(key, {}):
-                    total.add(messages(plan.behavior, record["question"], record["model_output"]))
+                    total.add(messages(about, record["question"], record["model_output"]))
     cost = f"{price.of(total.tokens_in, total.tokens_out):.4f} USD" if price else "unknown cost (give --price IN OUT)"
     n_files = sum(len(plan.wanted) for plan in plans)
     print(  # noqa: T201

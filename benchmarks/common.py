@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llama_wrapper import LlamaWrapper
-from utils.behaviors import BEHAVIORS
+from utils.behaviors import published_behaviors
 from utils.data.records import ChoiceItem, ContrastPair, load_choice_items, load_contrast_pairs
 from utils.files.writing import write_json
 from utils.model.checkpoints import choose_model
@@ -100,7 +100,7 @@ def load_items(args: argparse.Namespace, behavior: str, result_type: ResultType,
 def load_pairs(args: argparse.Namespace, count: int) -> list[ContrastPair]:
     """`count` contrast pairs, over all behaviors, repeated where there are fewer."""
     paths = DataPaths(args.data)
-    files = [paths.generate_dataset(behavior) for behavior in BEHAVIORS]
+    files = [paths.generate_dataset(behavior) for behavior in published_behaviors()]
     pairs = [pair for path in files if path.exists() for pair in load_contrast_pairs(path)]
     return (pairs * (count // len(pairs) + 1))[:count]
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks.common import load_model, make_parser, random_steerings, report, seconds, skip_without_gpu
-from utils.behaviors import BEHAVIORS
+from utils.behaviors import bundled_behaviors
 from utils.data.records import load_open_ended_questions
 from utils.model.generation import GenerationRow
 from utils.paths import DataPaths
@@ -16,7 +16,7 @@ from utils.paths import DataPaths
 
 def build_parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__)
-    parser.add_argument("--behavior", choices=list(BEHAVIORS), default="sycophancy")
+    parser.add_argument("--behavior", choices=bundled_behaviors(), default="sycophancy")
     parser.add_argument("--questions", type=int, default=16, metavar="N")
     parser.add_argument("--layer", type=int, default=15)
     parser.add_argument("--multipliers", type=float, nargs="+", default=[-1.0, 0.0, 1.0])

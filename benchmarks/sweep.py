@@ -29,15 +29,16 @@ from benchmarks.common import (
     seconds,
     skip_without_gpu,
 )
-from llama_wrapper import LlamaWrapper, probabilities_of
-from utils.behaviors import BEHAVIORS
+from llama_wrapper import LlamaWrapper
+from utils.behaviors import bundled_behaviors, published_behaviors
 from utils.model.chat_format import PromptTokens
+from utils.model.scoring import probabilities_of
 from utils.model.steering import RowSteering, Steering
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__)
-    parser.add_argument("--behavior", choices=list(BEHAVIORS), default="refusal")
+    parser.add_argument("--behavior", choices=bundled_behaviors(), default="refusal")
     parser.add_argument("--type", choices=["ab", "truthful_qa", "mmlu"], default="ab")
     parser.add_argument("--questions", type=int, default=20, metavar="N", help="questions a behavior (default: 20)")
     parser.add_argument("--layers", type=int, nargs="+", help="default: all")
@@ -138,7 +139,7 @@ def plain_loop(
 
 
 def _prompts(model: LlamaWrapper, args: argparse.Namespace) -> tuple[list[PromptTokens], list[list[int]]]:
-    behaviors = list(BEHAVIORS) if args.paper else [args.behavior]
+    behaviors = published_behaviors() if args.paper else [args.behavior]
     count = 50 if args.paper else args.questions
     items = [item for behavior in behaviors for item in load_items(args, behavior, args.type, count)]
     prompts = [model.chat_format.encode_choice(item.question) for item in items]

@@ -16,6 +16,7 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    Phi3Config,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -31,6 +32,9 @@ from utils.model.steering import Steering
 ARCHITECTURES = ("llama", "mistral", "qwen2", "gemma2", "gpt2", "gpt_neox", "qwen3", "gemma3")
 WINDOWED = "mistral with a window"
 """Its attention window is shorter than any prompt."""
+LONGROPE = "phi3 with longrope"
+"""Encodes all positions of a pass anew as soon as a row is longer than ORIGINAL_CONTEXT."""
+ORIGINAL_CONTEXT = 90
 N_LAYERS = 4
 D_MODEL = 32
 
@@ -121,6 +125,16 @@ def build_config(architecture: str, n_layers: int = N_LAYERS) -> PretrainedConfi
             return MistralConfig(**grouped, sliding_window=None)
         case "mistral with a window":
             return MistralConfig(**grouped, sliding_window=6)
+        case "phi3 with longrope":
+            factors = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 3.0, 5.0, 8.0]}
+            positions = {"rope_type": "longrope", "rope_theta": 10_000.0, **factors}
+            positions["original_max_position_embeddings"] = ORIGINAL_CONTEXT
+            return Phi3Config(
+                **{**shared, "num_key_value_heads": 2, "pad_token_id": 0},
+                rope_parameters=positions,
+                original_max_position_embeddings=ORIGINAL_CONTEXT,
+                sliding_window=None,
+            )
         case "qwen2":
             return Qwen2Config(**grouped)
         case "qwen3":

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.reference import carried_path, reference_path
+from utils.behaviors import Behavior, load_behavior
+from utils.paths import REPOSITORY, DataPaths
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,6 +89,11 @@ def put_json(path: Path, value: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value), encoding="utf-8")
     return path
+
+
+def bundled(behavior: str) -> Behavior:
+    """A behavior of the repository."""
+    return load_behavior(DataPaths(REPOSITORY), behavior)
 
 
 def snapshot(root: Path) -> dict[str, bytes]:

@@ -24,7 +24,7 @@ from tests.parity import (
 )
 from tests.reference import reference_path
 from tests.roots import copy_parity
-from utils.behaviors import BEHAVIORS
+from utils.behaviors import published_behaviors
 from utils.model import checkpoints as models
 
 CHAT_MODEL, BASE_MODEL = "Llama-2-tiny-chat-hf", "Llama-2-tiny-hf"
@@ -75,7 +75,7 @@ def swept_root(made_root: Path) -> Path:
 @pytest.mark.parametrize("folder", ["vectors", "normalized_vectors"])
 def test_vectors_equal_the_published_implementation_s(made_root: Path, folder: str) -> None:
     published = reference_path("parity", folder)
-    assert len(tensor_files(published)) == len(BEHAVIORS) * N_LAYERS * 2
+    assert len(tensor_files(published)) == len(published_behaviors()) * N_LAYERS * 2
     assert_same_vectors(made_root / folder, published)
 
 
@@ -92,7 +92,7 @@ def test_vectors_made_without_packing_equal_the_published_implementation_s(tmp_p
 def test_activations_equal_the_published_implementation_s(made_root: Path) -> None:
     published = reference_path("parity", "activations")
     names = tensor_files(published)
-    assert len(names) == len(BEHAVIORS) * N_LAYERS * 2
+    assert len(names) == len(published_behaviors()) * N_LAYERS * 2
     assert tensor_files(made_root / "activations") == names
     assert_same_activations(made_root / "activations", published)
 

@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.reference import carried_path, reference_path
-from utils.behaviors import BEHAVIORS
+from utils.behaviors import published_behaviors
 from utils.errors import UserError
 from utils.settings import RESULT_TYPES, SteeringSettings, parse_result_name
 
@@ -24,7 +24,7 @@ def any_settings(draw: st.DrawFn, labels: st.SearchStrategy[str] = LABELS) -> St
     return SteeringSettings(
         layer=draw(st.integers(0, 200)),
         multiplier=draw(st.floats(allow_nan=False, allow_infinity=False)),
-        behavior=draw(st.sampled_from(sorted(BEHAVIORS))),
+        behavior=draw(st.sampled_from(published_behaviors())),
         type=draw(st.sampled_from(RESULT_TYPES)),
         system_prompt=draw(st.sampled_from([None, "pos", "neg"])),
         override_vector=draw(st.one_of(st.none(), st.integers(0, 200))),
@@ -34,7 +34,7 @@ def any_settings(draw: st.DrawFn, labels: st.SearchStrategy[str] = LABELS) -> St
         model=None if size else draw(labels),
         override_model_weights_path=draw(st.one_of(st.none(), labels)),
         steer_positions=draw(st.sampled_from(["end_of_prompt", "all"])),
-        vector_behavior=draw(st.one_of(st.none(), st.sampled_from(sorted(BEHAVIORS)))),
+        vector_behavior=draw(st.one_of(st.none(), st.sampled_from(published_behaviors()))),
         temperature=draw(st.floats(0, 10)),
         num_samples=draw(st.integers(1, 1000)),
         seed=draw(st.integers(0, 2**32 - 1)),

@@ -1,11 +1,72 @@
 """Every path of the suite, from one root."""
 
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, cast
 
+from utils.errors import UserError
 from utils.settings import ResultType, Side, SteeringSettings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MODELS_DIR = REPOSITORY / "models"
+
+Reading = Literal["letter", "answer", "last", "prompt"]
+"""Where activations are read: at the answer's letter, over all tokens of its text, at its last token, or at the last
+token of the prompt."""
+
+
+@dataclass(frozen=True)
+class VectorKind:
+    """What tells vectors of one behavior, model and layer apart. File names bear what differs from the default."""
+
+    reading: Reading = "letter"
+    method: str = "mean"
+    """The estimator's name."""
+
+    @property
+    def suffix(self) -> str:
+        """What a file name bears, e.g. `_read=answer_method=pca`; empty for the published kind."""
+        reading = f"_read={self.reading}" if self.reading != VectorKind.reading else ""
+        return reading + (f"_method={self.method}" if self.method != VectorKind.method else "")
+
+
+_KIND_IN_NAME = re.compile(r"_(read|method)=")
+
+
+@dataclass(frozen=True)
+class VectorFile:
+    """A vector's file name, taken apart."""
+
+    layer: int
+    model_label: str
+    kind: VectorKind = VectorKind()
+
+    def __post_init__(self) -> None:
+        if _KIND_IN_NAME.search(self.model_label):
+            raise UserError(
+                f"a model called {self.model_label!r} cannot be told from a kind of vector; rename its folder"
+            )
+
+    @property
+    def name(self) -> str:
+        return f"vec_layer_{self.layer}_{self.model_label}{self.kind.suffix}.pt"
+
+
+_VECTOR_NAME = re.compile(r"vec_layer_(\d+)_(.+?)(?:_read=(letter|answer|last|prompt))?(?:_method=([a-z0-9_]+))?\.pt")
+
+
+def parse_vector_name(name: str) -> VectorFile | None:
+    """Read a vector's file name; None where it is not one that the suite writes."""
+    if not (match := _VECTOR_NAME.fullmatch(name)):
+        return None
+    layer, label, reading, method = match.groups()
+    kind = VectorKind(cast(Reading, reading or VectorKind.reading), method or VectorKind.method)
+    found = VectorFile(int(layer), label, kind)
+    return found if found.name == name else None
 
 
 class DataPaths:
@@ -18,11 +79,44 @@ class DataPaths:
         self.analysis_dir = root / "analysis"
         self.scores_dir = self.results_dir / "open_ended_scores"
 
+    @property
+    def is_repository(self) -> bool:
+        """Whether this is the root that scripts take on their own."""
+        return self.root.resolve() == REPOSITORY
+
+    def command(self, script: str, *words: object) -> str:
+        """A script's command on this root, quoted for the shell, for messages that say what to run.
+
+        Args:
+            script: Its name without `.py`.
+            words: Its flags and their values, but for --root.
+        """
+        root = [] if self.is_repository else ["--root", self.root]
+        return shlex.join([f"./{script}.py", *map(str, [*words, *root])])
+
+    def behavior_file(self, behavior: str) -> Path:
+        return self.datasets_dir / "behaviors" / f"{behavior}.json"
+
     def raw_dataset(self, behavior: str) -> Path:
         return self.datasets_dir / "raw" / behavior / "dataset.json"
 
+    def raw_text_dataset(self, behavior: str) -> Path:
+        return self.raw_dataset(behavior).with_name("dataset_text.json")
+
     def generate_dataset(self, behavior: str) -> Path:
         return self.datasets_dir / "generate" / behavior / "generate_dataset.json"
+
+    def generate_text_dataset(self, behavior: str) -> Path:
+        """The contrast pairs of text form."""
+        return self.generate_dataset(behavior).with_name("generate_dataset_text.json")
+
+    def generate_prompts(self, behavior: str) -> Path:
+        """The pairs of prompts."""
+        return self.generate_dataset(behavior).with_name("generate_prompts.json")
+
+    def test_text_dataset(self, behavior: str) -> Path:
+        """The held-out contrast pairs of text form."""
+        return self.datasets_dir / "test" / behavior / "test_dataset_text.json"
 
     def test_dataset(self, behavior: str, result_type: ResultType) -> Path:
         """The evaluation set; TruthfulQA and MMLU are the same for every behavior."""
@@ -38,11 +132,48 @@ class DataPaths:
     def vectors_dir(self, behavior: str, *, normalized: bool) -> Path:
         return self.root / ("normalized_vectors" if normalized else "vectors") / behavior
 
-    def vector(self, behavior: str, layer: int, model_label: str, *, normalized: bool) -> Path:
-        return self.vectors_dir(behavior, normalized=normalized) / vector_name(layer, model_label)
+    def vector(
+        self, behavior: str, layer: int, model_label: str, *, normalized: bool, kind: VectorKind = VectorKind()
+    ) -> Path:
+        return self.vectors_dir(behavior, normalized=normalized) / VectorFile(layer, model_label, kind).name
 
-    def activations(self, behavior: str, side: Side, layer: int, model_label: str) -> Path:
-        return self.root / "activations" / behavior / f"activations_{side}_{layer}_{model_label}.pt"
+    def vector_files(self, behavior: str, *, normalized: bool) -> Iterator[VectorFile]:
+        """The vectors that a behavior has, whatever their model, layer and kind."""
+        folder = self.vectors_dir(behavior, normalized=normalized)
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if found := parse_vector_name(path.name):
+                yield found
+
+    def find_vector(self, behavior: str, layer: int, model_label: str | None, kind: VectorKind) -> Path:
+        """A normalised vector, of the one model that has it where none is named.
+
+        Raises:
+            UserError: If there is none, or several models have one.
+        """
+        folder = self.vectors_dir(behavior, normalized=True)
+        files = [
+            file
+            for file in self.vector_files(behavior, normalized=True)
+            if file.layer == layer and file.kind == kind and file.model_label == (model_label or file.model_label)
+        ]
+        what = (
+            f"vector of layer {layer}"
+            + (f" of {model_label}" if model_label else "")
+            + (kind.suffix and f" ({kind.suffix[1:]})")
+        )
+        if not files:
+            raise UserError(
+                f"{folder}: no {what}; run: {self.command('generate_vectors', '--behaviors', behavior)}, "
+                f"then: {self.command('normalize_vectors')}"
+            )
+        if len(files) > 1:
+            labels = ", ".join(file.model_label for file in files)
+            raise UserError(f"{folder}: several models have a {what}: {labels}; name one of them")
+        return folder / files[0].name
+
+    def activations(self, behavior: str, side: Side, layer: int, model_label: str, reading: Reading = "letter") -> Path:
+        read = VectorKind(reading).suffix
+        return self.root / "activations" / behavior / f"activations_{side}_{layer}_{model_label}{read}.pt"
 
     def result(self, settings: SteeringSettings) -> Path:
         return self.results_dir / settings.behavior / settings.result_name
@@ -53,6 +184,24 @@ class DataPaths:
     def finetuned_weights(self, name: str) -> Path:
         return self.root / "finetuned_models" / f"{name}.pt"
 
+    def weights_name(self, path: Path) -> str:
+        """Fine-tuned weights as they stand in a result file name: the path from the root, '-' between its parts."""
+        absolute, root = path.resolve(), self.root.resolve()
+        return "-".join(absolute.relative_to(root).parts if absolute.is_relative_to(root) else absolute.parts[1:])
+
+    def weights_of_name(self, name: str) -> Path:
+        """The file that stands under that name in result file names; where there is none, the likeliest."""
+        for folder in (self.root, Path("/")):
+            with suppress(PermissionError):
+                if found := _file_written_as(name.split("-"), folder):
+                    return self.shown(found)
+        in_its_folder = name.removeprefix("finetuned_models-")
+        return Path(name) if in_its_folder == name else self.shown(self.root / "finetuned_models" / in_its_folder)
+
+    def shown(self, path: Path) -> Path:
+        """A path as commands take it: from the repository, where it lies in there and that is the root."""
+        return path.relative_to(self.root) if self.is_repository and path.is_relative_to(self.root) else path
+
     def finetune_log(self, name: str) -> Path:
         """The run's folder while it runs, and the figure and log (with suffixes) that stay."""
         return self.root / "finetune_logs" / name
@@ -61,5 +210,16 @@ class DataPaths:
         return self.analysis_dir.joinpath(*parts)
 
 
-def vector_name(layer: int, model_label: str) -> str:
-    return f"vec_layer_{layer}_{model_label}.pt"
+def vector_name(layer: int, model_label: str, kind: VectorKind = VectorKind()) -> str:
+    return VectorFile(layer, model_label, kind).name
+
+
+def _file_written_as(parts: Sequence[str], folder: Path) -> Path | None:
+    """The file under `folder` whose path has these parts between its '/' and '-'; None where there is none."""
+    for count in range(1, len(parts) + 1):
+        path = folder / "-".join(parts[:count])
+        if count == len(parts):
+            return path if parts[-1] and path.is_file() else None
+        if any(parts[:count]) and path.is_dir() and (found := _file_written_as(parts[count:], path)):
+            return found
+    return None

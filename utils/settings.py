@@ -2,12 +2,16 @@
 
 `parse_result_name(settings.result_name) == settings` for every valid setting: file names are
 always built and read here, never matched by substrings.
+
+A key is declared once, as a field of `SteeringSettings` with its `Key`. Names and their parsing, descriptions,
+the flags of the command that makes a result, and what counts at multiplier 0 follow from that.
 """
 
 import math
 import re
-from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args
+from collections.abc import Callable, Collection
+from dataclasses import KW_ONLY, MISSING, dataclass, fields, replace
+from typing import Annotated, Any, Literal, get_args
 
 from utils.errors import UserError
 
@@ -17,75 +21,96 @@ Side = Literal["pos", "neg"]
 """For (pos) or against (neg) the behavior."""
 StartPosition = Literal["end_of_prompt", "all"]
 
-# in the order in which they stand in a file name; keys of the published names come first
-_KEYS = (
-    "layer",
-    "multiplier",
-    "behavior",
-    "type",
-    "system_prompt",
-    "override_vector",
-    "override_vector_model",
-    "use_base_model",
-    "model_size",
-    "model",
-    "override_model_weights_path",
-    "steer_positions",
-    "vector_behavior",
-    "temperature",
-    "num_samples",
-    "seed",
-)
 BEHAVIOR_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
-_KEY_AT = re.compile(r"(?:^results_|_)(" + "|".join(_KEYS) + r")=")
 # separators, control characters, and what is no Unicode or breaks a line
 _UNSAFE_IN_NAME = re.compile(r"[/\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _MAX_NAME_BYTES = 255
 
 
 @dataclass(frozen=True)
-class SteeringSettings:
-    """The conditions of one result file. Optional fields that are None stay out of its name."""
+class Key:
+    """How one setting is read from a name, and what it is about."""
 
-    layer: int
+    read: Callable[[str], Any]
+    """The value that a text stands for; ValueError or UserError where it stands for none."""
+    swept: bool = False
+    """One command makes results at several values: its flag is the plural, `--layers` for `layer`."""
+    steers: bool = False
+    """About what is added and where: without a meaning at multiplier 0."""
+    of_model: bool = False
+    """Names the model, as the flags of a `ModelChoice` do."""
+    is_file: bool = False
+    """Stands for a file, whose path the flag takes."""
+    always_named: bool = False
+    """Stands in a name at its default too, as in the published names."""
+
+
+def _one_of(what: str, allowed: Collection[str]) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in allowed:
+            raise UserError(f"unknown {what} {text!r}; choose from: {', '.join(allowed)}")
+        return text
+
+    return read
+
+
+def _behavior_id(text: str) -> str:
+    if not BEHAVIOR_ID.fullmatch(text):
+        raise UserError(f"{text!r} is not a behavior's id: letters, digits and hyphens, at most 64")
+    return text
+
+
+def _truth(text: str) -> bool:
+    return _one_of("truth value", ("True", "False"))(text) == "True"
+
+
+@dataclass(frozen=True)
+class SteeringSettings:
+    """The conditions of one result file. Keys stand in its name in this order, those at their default left out."""
+
+    layer: Annotated[int, Key(int, swept=True, steers=True)]
     """Steered decoder block, counted from 0."""
-    multiplier: float
-    behavior: str
-    type: ResultType
-    system_prompt: Side | None = None
-    override_vector: int | None = None
+    multiplier: Annotated[float, Key(float, swept=True, steers=True)]
+    behavior: Annotated[str, Key(_behavior_id, swept=True)]
+    type: Annotated[ResultType, Key(_one_of("result type", RESULT_TYPES))]
+    _: KW_ONLY
+    system_prompt: Annotated[Side | None, Key(_one_of("system prompt", get_args(Side)))] = None
+    override_vector: Annotated[int | None, Key(int, steers=True)] = None
     """Layer whose vector is used instead of the steered layer's own."""
-    override_vector_model: str | None = None
+    override_vector_model: Annotated[str | None, Key(str, steers=True)] = None
     """Label of the model whose vectors are used."""
-    use_base_model: bool = False
-    model_size: str | None = None
+    use_base_model: Annotated[bool, Key(_truth, of_model=True, always_named=True)] = False
+    model_size: Annotated[str | None, Key(str, of_model=True)] = None
     """Exactly one of model_size and model is set."""
-    model: str | None = None
+    model: Annotated[str | None, Key(str, of_model=True)] = None
     """Label of the checkpoint."""
-    override_model_weights_path: str | None = None
+    override_model_weights_path: Annotated[str | None, Key(str, is_file=True)] = None
     """Fine-tuned weights, with path separators written as '-'."""
-    steer_positions: StartPosition = "end_of_prompt"
-    vector_behavior: str | None = None
+    steer_positions: Annotated[StartPosition, Key(_one_of("position", get_args(StartPosition)), steers=True)] = (
+        "end_of_prompt"
+    )
+    vector_behavior: Annotated[str | None, Key(_behavior_id, steers=True)] = None
     """Behavior whose vectors are used, where it is not the evaluated one."""
-    temperature: float = 0.0
+    temperature: Annotated[float, Key(float)] = 0.0
     """Of sampled answers; 0 is greedy decoding."""
-    num_samples: int = 1
+    num_samples: Annotated[int, Key(int)] = 1
     """Answers to each question."""
-    seed: int = 0
+    seed: Annotated[int, Key(int)] = 0
     """Of sampled answers."""
 
     def __post_init__(self) -> None:
-        for behavior in (self.behavior, self.vector_behavior or self.behavior):
-            if not BEHAVIOR_ID.fullmatch(behavior):
-                raise UserError(f"{behavior!r} is not a behavior's id: letters, digits and hyphens, at most 64")
-        if self.type not in RESULT_TYPES:
-            raise UserError(f"unknown result type {self.type!r}; choose from: {', '.join(RESULT_TYPES)}")
+        values = {name: getattr(self, name) for name in KEYS}
+        for name, value in values.items():
+            if isinstance(value, str):
+                KEYS[name].read(value)
         if (self.model_size is None) == (self.model is None):
             raise UserError("a result belongs to either a model_size or a model; give exactly one")
         if self.layer < 0:
             raise UserError(f"layer {self.layer} is negative; layers are counted from 0")
-        if not (math.isfinite(self.multiplier) and math.isfinite(self.temperature)):
-            raise UserError(f"multiplier {self.multiplier} or temperature {self.temperature} is not a finite number")
+        numbers = {name: value for name, value in values.items() if isinstance(value, float)}
+        if not all(map(math.isfinite, numbers.values())):
+            named = " or ".join(f"{name} {value}" for name, value in numbers.items())
+            raise UserError(f"{named} is not a finite number")
 
     @property
     def result_name(self) -> str:
@@ -109,24 +134,59 @@ class SteeringSettings:
         return name
 
     def _name(self) -> str:
-        return f"results_{self._joined(_KEYS)}.json"
+        return f"results_{self.describe()}.json"
 
     def describe(self, *leave_out: str) -> str:
         """The settings as they stand in a file name, without the keys named (for figures over them)."""
-        return self._joined(tuple(key for key in _KEYS if key not in leave_out))
+        named = [name for name, key in KEYS.items() if key.always_named or not self._is_default(name)]
+        return "_".join(f"{name}={self._written(name)}" for name in named if name not in leave_out)
 
-    def _joined(self, keys: tuple[str, ...]) -> str:
-        defaults = {field.name: field.default for field in fields(self)}
-        parts = []
-        for key in keys:
-            value = getattr(self, key)
-            if key == "use_base_model" or value != defaults[key]:
-                parts.append(f"{key}={value + 0.0 if isinstance(value, float) else value}")  # -0.0 is 0.0
-        return "_".join(parts)
+    def differing(self) -> str:
+        """The settings beyond what every command names (what is swept, type and model), in words."""
+        names = [name for name in self._particular() if _DEFAULTS[name] is not MISSING]
+        return ", ".join(f"{name}={self._written(name)}" for name in names)
+
+    def command_words(self, path_of: Callable[[str], str]) -> list[str]:
+        """The flags that ask for these settings, but for what is swept over and the model.
+
+        Args:
+            path_of: From a file as it stands in the name to the path that its flag takes.
+        """
+        words = []
+        for name in self._particular():
+            text = self._written(name)
+            words += [f"--{name}", path_of(text) if KEYS[name].is_file else text]
+        return words
+
+    def _particular(self) -> list[str]:
+        """The keys, not swept nor of the model, that are not at their default."""
+        return [name for name, key in KEYS.items() if not (key.swept or key.of_model or self._is_default(name))]
+
+    def _is_default(self, name: str) -> bool:
+        return bool(getattr(self, name) == _DEFAULTS[name])
+
+    def _written(self, name: str) -> str:
+        value = getattr(self, name)
+        return str(value + 0.0 if isinstance(value, float) else value)  # -0.0 is 0.0
 
     def at(self, layer: int, multiplier: float) -> "SteeringSettings":
         """The same settings at another layer and multiplier."""
         return replace(self, layer=layer, multiplier=float(multiplier))
+
+    def unsteered(self) -> "SteeringSettings":
+        """What is left of the settings when nothing is added (at layer 0, multiplier 0)."""
+        steering = [name for name, key in KEYS.items() if key.steers and _DEFAULTS[name] is not MISSING]
+        return replace(self.at(0, 0.0), **{name: _DEFAULTS[name] for name in steering})
+
+    def same_model(self, other: "SteeringSettings") -> bool:
+        """Whether both name the same model."""
+        return all(getattr(self, name) == getattr(other, name) for name, key in KEYS.items() if key.of_model)
+
+
+KEYS: dict[str, Key] = {field.name: field.type.__metadata__[0] for field in fields(SteeringSettings)}  # type: ignore[union-attr]
+"""Every setting's key by its name, in the order of file names."""
+_DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(SteeringSettings)}
+_KEY_AT = re.compile(r"(?:^results_|_)(" + "|".join(KEYS) + r")=")
 
 
 def parse_result_name(name: str) -> SteeringSettings:
@@ -135,23 +195,11 @@ def parse_result_name(name: str) -> SteeringSettings:
     Raises:
         UserError: If the name is not one that the suite writes.
     """
-    values = _split_name(name)
+    texts = _split_name(name)
     try:
-        settings = SteeringSettings(
-            layer=int(values.pop("layer")),
-            multiplier=float(values.pop("multiplier")),
-            behavior=values.pop("behavior"),
-            type=values.pop("type"),  # type: ignore[arg-type]  # checked by SteeringSettings
-            system_prompt=_one_of(values.pop("system_prompt", None), ("pos", "neg")),  # type: ignore[arg-type]
-            override_vector=_int_or_none(values.pop("override_vector", None)),
-            temperature=float(values.pop("temperature", "0.0")),
-            num_samples=int(values.pop("num_samples", "1")),
-            seed=int(values.pop("seed", "0")),
-            use_base_model=_one_of(values.pop("use_base_model"), ("True", "False")) == "True",
-            steer_positions=_one_of(values.pop("steer_positions", "end_of_prompt"), ("end_of_prompt", "all")),  # type: ignore[arg-type]
-            **values,  # the remaining keys are all str | None
-        )
-    except (KeyError, ValueError) as err:
+        values = {key: KEYS[key].read(text) for key, text in texts.items()}
+        settings = SteeringSettings(**values)
+    except (TypeError, ValueError, UserError) as err:  # TypeError: a key is missing
         raise UserError(f"{name!r} is not a result file name") from err
     if settings._name() != name:  # such as layer=013, which would be a second file of layer 13
         raise UserError(f"{name!r} is not a result file name as the suite writes it: {settings._name()!r}")
@@ -168,13 +216,3 @@ def _split_name(name: str) -> dict[str, str]:
         raise UserError(f"{name!r} is not a result file name")
     ends = [mark.start() for mark in marks[1:]] + [len(body)]
     return {key: body[mark.end() : end] for key, mark, end in zip(keys, marks, ends, strict=True)}
-
-
-def _int_or_none(text: str | None) -> int | None:
-    return None if text is None else int(text)
-
-
-def _one_of(text: str | None, allowed: tuple[str, ...]) -> str | None:
-    if text is not None and text not in allowed:
-        raise ValueError(f"{text!r} is not one of {allowed}")
-    return text

@@ -99,7 +99,7 @@ def test_no_script_imports_another(script: str) -> None:
 
 
 def run_with(run: Callable[[argparse.Namespace], int], *argv: str) -> int:
-    return run_main(run, make_parser("A script."), "/somewhere/script.py", argv)
+    return run_main(run, make_parser("A script.", seed=True), "/somewhere/script.py", argv)
 
 
 def raising(error: BaseException) -> Callable[[argparse.Namespace], int]:
@@ -196,7 +196,7 @@ def test_logs_go_to_stderr_and_stdout_stays_for_pipes(capsys: pytest.CaptureFixt
 
 
 def parse(*argv: str) -> argparse.Namespace:
-    parser = make_parser("A script.")
+    parser = make_parser("A script.", overwrite=True, seed=True)
     add_behaviors(parser)
     add_layers(parser)
     add_multipliers(parser, [-1.0, 0.0, 1.0], "-1 0 1")
@@ -220,7 +220,6 @@ def test_minus_zero_is_zero() -> None:
 @pytest.mark.parametrize(
     "argv",
     [
-        ["--behaviors", "kindness"],
         ["--behaviors"],
         ["--layers", "-1"],
         ["--layers", "1.5"],
@@ -273,7 +272,7 @@ def test_the_model_flags_name_checkpoints(argv: list[str], source: str, label: s
     choice = model_choice(parse(*argv))
     assert (choice.source, choice.label, choice.size) == (source, label, size)
     assert choice.is_embedded == (size == "135m")
-    again = model_choice(parse(*choice.command_flags.split()))
+    again = model_choice(parse(*choice.command_words))
     assert again == choice
 
 

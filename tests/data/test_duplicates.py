@@ -6,7 +6,7 @@ import time
 import pytest
 
 from tests.reference import reference_path
-from utils.behaviors import BEHAVIORS
+from utils.behaviors import published_behaviors
 from utils.data.duplicates import find_duplicates, without_repeats
 from utils.paths import REPOSITORY, DataPaths
 
@@ -53,7 +53,7 @@ def test_more_questions_than_one_block_are_compared_with_each_other() -> None:
 
 
 def test_pairs_on_the_published_sets_are_those_of_a_plain_comparison() -> None:
-    for behavior in BEHAVIORS:
+    for behavior in published_behaviors():
         records = json.loads(reference_path("caa", "datasets", "raw", behavior, "dataset.json").read_text())
         questions = [record["question"] for record in records]
         started = time.perf_counter()

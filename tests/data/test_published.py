@@ -13,7 +13,7 @@ import pytest
 import process_raw_datasets
 from process_raw_datasets import main
 from tests.reference import reference_path
-from utils.behaviors import BEHAVIORS
+from utils.behaviors import published_behaviors
 from utils.data import published as published_data
 from utils.data.published import check_base_url, published_files
 from utils.errors import UserError
@@ -41,8 +41,8 @@ class _Server(ThreadingHTTPServer):
         self.files = files
         self.faults: dict[str, list[str]] = {}
         """By path: one fault a request, the last one for ever."""
-        self.requests: list[tuple[str, str | None]] = []
-        """Path and Range header of each request, in order."""
+        self.requests: list[str] = []
+        """Paths, in order."""
 
     @property
     def url(self) -> str:
@@ -55,8 +55,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.path.removeprefix("/data/")
-        asked = self.headers.get("Range")
-        self.server.requests.append((path, asked))
+        self.server.requests.append(path)
         faults = self.server.faults.get(path, [])
         fault = (faults.pop(0) if len(faults) > 1 else faults[0]) if faults else ""
         content = self.server.files.get(path)
@@ -66,25 +65,17 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(503, b"busy", 4)
         if fault == "truncated":
             content = content[: len(content) // 2]
-        if fault == "longer":
+        if fault in ("longer", "no length, longer"):
             content += b"more"
         if fault == "wrong":
             content = content[:-1] + b"!"
-        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and fault != "no ranges" else 0
-        if start >= len(content):
-            return self._answer(416, b"", 0)
-        rest = content[start:]
-        if fault in ("no length", "no length, longer"):
-            return self._answer(206 if start else 200, rest + b"more" * (fault != "no length"), None, start)
-        sent = rest[: len(rest) // 2] if fault == "drop" else b"" if fault == "drop at once" else rest
-        return self._answer(206 if start else 200, sent, len(rest), start)
+        sent = content[: len(content) // 2] if fault == "drop" else b"" if fault == "drop at once" else content
+        return self._answer(200, sent, None if fault.startswith("no length") else len(content))
 
-    def _answer(self, status: int, body: bytes, length: int | None, start: int = 0) -> None:
+    def _answer(self, status: int, body: bytes, length: int | None) -> None:
         self.send_response(status)
         if length is not None:
             self.send_header("Content-Length", str(length))
-        if status == 206:
-            self.send_header("Content-Range", f"bytes {start}-{start + (length or len(body)) - 1}/*")
         if length != len(body):
             self.send_header("Connection", "close")
             self.close_connection = True
@@ -97,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(published_data, "RETRY_WAIT_S", 0.0)
+    monkeypatch.setattr("pooch.core.time.sleep", lambda _: None)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
@@ -142,9 +133,9 @@ def _installed(root: Path) -> dict[str, bytes]:
     }
 
 
-def _partial(path: str) -> str:
-    folder, _, name = path.rpartition("/")
-    return f"{folder}/.{name}.download.tmp"
+def _waiting(path: str) -> str:
+    """Where a file is while its set is not whole, below datasets/."""
+    return f"{published_data._DOWNLOADS}/{path}"
 
 
 def _knowledge_only() -> dict[str, bytes]:
@@ -175,7 +166,7 @@ def test_everything_published_is_fetched_from_a_mirror_byte_by_byte(
 
 def test_every_behavior_and_knowledge_set_is_pinned_with_its_kinds(tmp_path: Path) -> None:
     paths = DataPaths(tmp_path)
-    for behavior in BEHAVIORS:
+    for behavior in published_behaviors():
         kinds = [file.url_path.split("/")[0] for file in published_files(paths, behavior)]
         has_raw = behavior not in ("hallucination", "sycophancy")
         assert kinds == ["raw"] * has_raw + ["generate", "test", "test"]
@@ -194,25 +185,19 @@ def test_a_missing_file_keeps_its_whole_set_out_and_the_other_sets_come(
     assert f"refusal: not installed: {server.url}/{TEST}: the server answers 404 Not Found" in err
     assert "sets: installed 2, already there 0, failed 1" in err
     # the generate set has come whole, but is not installed without its test set
-    assert _installed(tmp_path) == {**_knowledge_only(), _partial(GENERATE): CONTENT[GENERATE]}
+    assert _installed(tmp_path) == {**_knowledge_only(), _waiting(GENERATE): CONTENT[GENERATE]}
+    assert server.requests.count(TEST) == 1, "what is not there is asked for once"
     del server.faults[TEST]
     server.requests.clear()
     assert _fetch(tmp_path, server) == 0
     assert _installed(tmp_path) == CONTENT
-    assert server.requests == [(TEST, None)]
+    assert server.requests == [TEST]
+    assert not (tmp_path / "datasets" / published_data._DOWNLOADS).exists()
 
 
-@pytest.mark.parametrize(
-    ("fault", "message"),
-    [
-        ("truncated", "has 58500 bytes there, the published file has 117000; damaged, or changed upstream"),
-        ("longer", "has 117004 bytes there, the published file has 117000; damaged, or changed upstream"),
-        ("wrong", "its sha256 is not the published file's; damaged, or changed upstream"),
-        ("no length, longer", "is longer there than the published file; damaged, or changed upstream"),
-    ],
-)
+@pytest.mark.parametrize("fault", ["truncated", "longer", "wrong", "no length, longer"])
 def test_a_file_that_is_not_the_published_one_is_refused_and_what_was_there_stays(
-    fault: str, message: str, tmp_path: Path, server: _Server, capsys: pytest.CaptureFixture[str]
+    fault: str, tmp_path: Path, server: _Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = {GENERATE: b"my generate set", TEST: b"my test set"}
     for path, content in own.items():
@@ -222,23 +207,18 @@ def test_a_file_that_is_not_the_published_one_is_refused_and_what_was_there_stay
     server.faults[GENERATE] = [fault]
     assert _fetch(tmp_path, server, "--overwrite") == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("refusal")]
+    message = "its sha256 is not the published file's; damaged, or changed upstream"
     assert errors == [f"refusal: not installed: {server.url}/{GENERATE}: {message}"]
     assert _installed(tmp_path) == {**_knowledge_only(), **own}, "nothing replaced, nothing left over"
 
 
-def test_a_connection_that_drops_midway_is_resumed_at_once(tmp_path: Path, server: _Server) -> None:
-    server.faults[GENERATE] = ["drop", "drop", "503", "drop at once", ""]
+def test_a_file_is_asked_for_again_after_a_broken_connection_a_busy_server_or_damage(
+    tmp_path: Path, server: _Server
+) -> None:
+    server.faults.update({GENERATE: ["drop", "503", ""], TEST: ["drop at once", "wrong", ""]})
     assert _fetch(tmp_path, server) == 0
     assert _installed(tmp_path) == CONTENT
-    ranges = [asked for path, asked in server.requests if path == GENERATE]
-    first = _whole_chunks(len(CONTENT[GENERATE]) // 2)
-    second = first + _whole_chunks((len(CONTENT[GENERATE]) - first) // 2)
-    assert ranges == [None, f"bytes={first}-", *[f"bytes={second}-"] * 3]
-
-
-def _whole_chunks(n_bytes: int) -> int:
-    """What is kept of `n_bytes` that came before a connection dropped."""
-    return n_bytes // published_data._CHUNK_BYTES * published_data._CHUNK_BYTES
+    assert server.requests[:6] == [GENERATE] * 3 + [TEST] * 3
 
 
 def test_an_answer_of_unknown_length_that_is_complete_is_taken(tmp_path: Path, server: _Server) -> None:
@@ -247,52 +227,34 @@ def test_an_answer_of_unknown_length_that_is_complete_is_taken(tmp_path: Path, s
     assert _installed(tmp_path) == CONTENT
 
 
-def test_a_connection_that_stays_away_keeps_the_part_for_the_next_run(
+def test_what_has_come_waits_for_the_next_run(
     tmp_path: Path, server: _Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    n_bytes = len(CONTENT[GENERATE])
-    kept = _whole_chunks(n_bytes // 2)
-    server.faults[GENERATE] = ["drop", "503"]
+    server.faults[TEST] = ["503"]
     assert _fetch(tmp_path, server) == 1
-    assert (
-        f"{GENERATE}: the server answers 503 Service Unavailable; {kept} of {n_bytes} bytes are kept: "
-        "run again to resume" in capsys.readouterr().err
-    )
-    assert _installed(tmp_path) == {**_knowledge_only(), _partial(GENERATE): CONTENT[GENERATE][:kept]}
-    del server.faults[GENERATE]
+    assert f"{TEST}: the server answers 503 Service Unavailable" in capsys.readouterr().err
+    assert _installed(tmp_path) == {**_knowledge_only(), _waiting(GENERATE): CONTENT[GENERATE]}
+    killed = tmp_path / "datasets" / _waiting("generate/refusal/tmp1234")
+    killed.write_bytes(b"half of a file that was arriving when the run was killed")
+    del server.faults[TEST]
     server.requests.clear()
     assert _fetch(tmp_path, server) == 0
-    assert server.requests == [(GENERATE, f"bytes={kept}-"), (TEST, None)]
+    assert server.requests == [TEST]
     assert _installed(tmp_path) == CONTENT
 
 
-@pytest.mark.parametrize("fault", ["", "no ranges"])
-@pytest.mark.parametrize(
-    "left_over",
-    [b"of another version", CONTENT[GENERATE][:1000], CONTENT[GENERATE] + b"too long", b"?" * len(CONTENT[GENERATE])],
-    ids=["unfit", "fit", "too long", "unfit and full"],
-)
-def test_a_part_from_earlier_never_spoils_the_file(
-    left_over: bytes, fault: str, tmp_path: Path, server: _Server
-) -> None:
-    partial = tmp_path / "datasets" / _partial(GENERATE)
-    partial.parent.mkdir(parents=True)
-    partial.write_bytes(left_over)
-    server.faults[GENERATE] = [fault]
+def test_what_waits_from_earlier_never_spoils_a_file(tmp_path: Path, server: _Server) -> None:
+    waiting, outside = tmp_path / "datasets" / _waiting(GENERATE), tmp_path / "outside"
+    waiting.parent.mkdir(parents=True)
+    waiting.write_bytes(b"of another version")
+    outside.write_bytes(b"keep me")
+    link = tmp_path / "datasets" / _waiting(TEST)
+    link.parent.mkdir(parents=True)
+    link.symlink_to(outside)
     assert _fetch(tmp_path, server) == 0
     assert _installed(tmp_path) == CONTENT
-
-
-def test_a_part_that_is_longer_than_what_is_there_is_given_up(
-    tmp_path: Path, server: _Server, capsys: pytest.CaptureFixture[str]
-) -> None:
-    partial = tmp_path / "datasets" / _partial(GENERATE)
-    partial.parent.mkdir(parents=True)
-    partial.write_bytes(CONTENT[GENERATE][:-10])
-    server.faults[GENERATE] = ["truncated"]
-    assert _fetch(tmp_path, server) == 1
-    assert "is shorter there than the published file" in capsys.readouterr().err
-    assert _installed(tmp_path) == _knowledge_only()
+    assert outside.read_bytes() == b"keep me", "a link at a download's name is replaced"
+    assert not (tmp_path / "datasets" / TEST).is_symlink()
 
 
 def test_a_server_that_drops_every_connection_is_given_up_in_the_end(
@@ -311,7 +273,7 @@ def test_a_server_that_cannot_be_reached_is_one_line(tmp_path: Path, capsys: pyt
     assert main(["--root", str(tmp_path), "--source", "published", "--mirror", gone]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert "no connection (Connection refused); check the network, or name another address with --mirror" in errors[0]
+    assert "no connection; check the network, or name another address with --mirror" in errors[0]
     assert not [path for path in (tmp_path / "datasets").rglob("*") if path.is_file()]
 
 

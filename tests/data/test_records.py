@@ -9,8 +9,18 @@ import pytest
 
 from tests.reference import reference_path
 from tests.roots import put_json
-from utils.behaviors import BEHAVIORS
-from utils.data.records import ContrastPair, load_choice_items, load_contrast_pairs, load_open_ended_questions
+from utils.behaviors import published_behaviors
+from utils.data.records import (
+    ContrastPair,
+    TextPair,
+    as_text_pair,
+    load_choice_items,
+    load_contrast_pairs,
+    load_open_ended_questions,
+    load_pairs,
+    load_text_pairs,
+    text_pairs_path,
+)
 from utils.errors import UserError
 from utils.paths import REPOSITORY, DataPaths
 from utils.settings import ResultType
@@ -19,6 +29,11 @@ PAIR = {
     "question": "Do you agree?\n\nChoices:\n (A) Yes\n (B) No",
     "answer_matching_behavior": "(A)",
     "answer_not_matching_behavior": " (B)",
+}
+TEXT = {
+    "question": "How are you?",
+    "answer_matching_behavior": "Arr, fine!",
+    "answer_not_matching_behavior": "I am fine.",
 }
 FACT = {
     "prompt": "1 + 1?",
@@ -79,12 +94,44 @@ def test_a_knowledge_record_ends_with_its_category(tmp_path: Path, result_type: 
     ]
 
 
+def test_pairs_of_either_form_are_loaded_as_what_they_are(tmp_path: Path) -> None:
+    assert load_pairs(put_json(tmp_path / "ab.json", [PAIR])) == [ContrastPair(PAIR["question"], "A", "B")]
+    texts = put_json(tmp_path / "text.json", [TEXT])
+    assert load_pairs(texts) == load_text_pairs(texts) == [TextPair("How are you?", "Arr, fine!", "I am fine.")]
+
+
+def test_a_pair_with_letters_becomes_texts_by_its_choices(tmp_path: Path) -> None:
+    swapped = {**PAIR, "answer_matching_behavior": "(B)", "answer_not_matching_behavior": "(A)"}
+    path = put_json(tmp_path / "d.json", [PAIR, swapped])
+    assert load_text_pairs(path) == [TextPair("Do you agree?", "Yes", "No"), TextPair("Do you agree?", "No", "Yes")]
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        (ContrastPair("Do you?", "A", "B"), "the question 'Do you?' has no text for choice (A)"),
+        (ContrastPair("Do you?\n (A) Yes\n (B) No", "A", "C"), "has no text for choice (C)"),
+        (ContrastPair("Do you?\n (A) Yes\n (B) Yes", "A", "B"), "has the same text for both answers"),
+    ],
+)
+def test_letters_without_texts_cannot_become_texts(pair: ContrastPair, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        as_text_pair(pair)
+
+
+def test_the_set_to_read_answers_from_is_the_one_of_text_form_where_there_is_one(tmp_path: Path) -> None:
+    paths = DataPaths(tmp_path)
+    assert text_pairs_path(paths, "x") == paths.generate_dataset("x")
+    put_json(paths.generate_text_dataset("x"), [TEXT])
+    assert text_pairs_path(paths, "x") == paths.generate_text_dataset("x")
+
+
 @pytest.mark.parametrize("root", [REPOSITORY, "published"])
 def test_every_dataset_there_is_loads(root: Path | str) -> None:
     if root == "published":
         root = reference_path("caa")
     paths = DataPaths(Path(root))
-    for behavior in BEHAVIORS:
+    for behavior in published_behaviors():
         assert load_contrast_pairs(paths.generate_dataset(behavior))
         assert load_choice_items(paths.test_dataset(behavior, "ab"), "ab")
         assert load_open_ended_questions(paths.test_dataset(behavior, "open_ended"))
@@ -134,6 +181,62 @@ def test_a_value_that_is_no_text_is_named_with_file_item_and_key(
     record = LOADERS[load]
     path = put_json(tmp_path / "d.json", [record, {**record, key: value}])
     assert refusal(load, path).startswith(f"{path}, item 1, key {key!r}: ")
+
+
+@pytest.mark.parametrize("load", [load_pairs, load_text_pairs])
+@pytest.mark.parametrize("key", TEXT)
+def test_a_text_pair_is_refused_as_an_ab_pair_is(tmp_path: Path, load: Callable[[Path], object], key: str) -> None:
+    path = put_json(tmp_path / "d.json", [TEXT, without(TEXT, key)])
+    assert refusal(load, path) == f"{path}, item 1: key {key!r} is missing"
+    path = put_json(tmp_path / "d.json", [TEXT, {**TEXT, key: " "}])
+    assert refusal(load, path) == f"{path}, item 1, key {key!r}: expected text that is not empty, found ' '"
+
+
+def test_equal_answers_in_words_are_refused_with_their_item(tmp_path: Path) -> None:
+    same = {**TEXT, "answer_matching_behavior": " I am fine."}
+    path = put_json(tmp_path / "d.json", [TEXT, same])
+    message = f"{path}, item 1: 'answer_matching_behavior' and 'answer_not_matching_behavior' are the same"
+    assert refusal(load_pairs, path) == message
+
+
+@pytest.mark.parametrize(("records", "places"), [([PAIR, PAIR, TEXT], (0, 2)), ([TEXT, PAIR], (1, 0))])
+def test_a_set_of_both_forms_is_refused_with_an_item_of_each(
+    tmp_path: Path, records: list[Any], places: tuple[int, int]
+) -> None:
+    path = put_json(tmp_path / "d.json", records)
+    expected = (
+        f"{path}: item {places[0]} is an A/B pair and item {places[1]} a text pair; a set is of one form, "
+        "so put them into two files"
+    )
+    assert refusal(load_pairs, path) == refusal(load_contrast_pairs, path) == expected
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"question": PAIR["question"]},
+        {"answer_matching_behavior": "(A)"},
+        {"answer_not_matching_behavior": "(B)"},
+    ],
+)
+def test_half_an_ab_pair_is_not_a_text_pair(tmp_path: Path, change: dict[str, str]) -> None:
+    path = put_json(tmp_path / "d.json", [{**TEXT, **change}])
+    assert "expected an answer such as '(A)', found " in refusal(load_pairs, path)
+
+
+def test_what_reads_letters_refuses_a_text_set_and_says_what_to_do(tmp_path: Path) -> None:
+    path = put_json(tmp_path / "generate_dataset.json", [TEXT])
+    needed = "an A/B set is needed here: questions with choices, and answers such as '(A)'"
+    assert refusal(load_contrast_pairs, path) == f"{path} is a set of text pairs; {needed}"
+    told = refusal(lambda path: load_contrast_pairs(path, for_text="do that"), path)
+    assert told == f"{path} is a set of text pairs; do that"
+    path.rename(tmp_path / "generate_dataset_text.json")
+    message = f"{path} not found, and generate_dataset_text.json beside it is a set of text pairs; {needed}"
+    assert refusal(load_contrast_pairs, path) == message
+    test_path = tmp_path / "test_dataset_ab.json"
+    put_json(tmp_path / "test_dataset_text.json", [TEXT])
+    message = f"{test_path} not found, and test_dataset_text.json beside it is a set of text pairs; {needed}"
+    assert refusal(load_ab, test_path) == message
 
 
 ANSWER_KEYS = [(load, key) for load, key in REQUIRED if key.startswith("answer") or key.endswith("correct")]

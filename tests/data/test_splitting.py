@@ -2,16 +2,27 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.reference import reference_path
-from utils.behaviors import BEHAVIORS
+from utils.behaviors import published_behaviors
+from utils.data.choices import split_choices
 from utils.data.duplicates import find_duplicates
-from utils.data.records import ContrastPair
-from utils.data.splitting import Splits, clean_pair, first_line, pair_record, split_choices, split_pairs
+from utils.data.records import ContrastPair, TextPair
+from utils.data.splitting import (
+    Splits,
+    clean_pair,
+    clean_text_pair,
+    first_line,
+    pair_record,
+    prompts_of,
+    split_pairs,
+    whole_text,
+)
 from utils.errors import UserError
 
 RAW = Path("dataset.json")
@@ -38,7 +49,7 @@ def test_cleaning_the_published_raw_sets_gives_the_published_sets_item_by_item()
     def load(*parts: str) -> list[dict[str, Any]]:
         return json.loads(reference_path("caa", "datasets", *parts).read_text())
 
-    for behavior in BEHAVIORS:
+    for behavior in published_behaviors():
         raw = load("raw", behavior, "dataset.json")
         published = load("generate", behavior, "generate_dataset.json") + load("test", behavior, "test_dataset_ab.json")
         cleaned = [pair_record(clean_pair(record, RAW, index)) for index, record in enumerate(raw)]
@@ -48,7 +59,7 @@ def test_cleaning_the_published_raw_sets_gives_the_published_sets_item_by_item()
 
 
 def test_the_published_open_ended_questions_are_the_first_lines_of_the_test_questions() -> None:
-    for behavior in BEHAVIORS:
+    for behavior in published_behaviors():
         if behavior == "sycophancy":  # its questions were written separately
             continue
         folder = reference_path("caa", "datasets", "test", behavior)
@@ -194,8 +205,102 @@ def test_a_set_in_which_all_items_share_the_first_line_still_splits() -> None:
     ],
 )
 def test_too_few_items_are_refused_with_the_numbers(pairs: list[ContrastPair], numbers: str) -> None:
-    with pytest.raises(UserError, match=f"{numbers}, are too few to split; needs at least 60 items: 50 single"):
+    with pytest.raises(UserError, match=f"{numbers}, are too few for 50 to test and 10 to generate from; add items"):
         _split(pairs)
+
+
+@pytest.mark.parametrize(("n_pairs", "most"), [(8, 4), (12, 6), (20, 10), (21, 11), (59, 49)])
+def test_a_small_set_is_split_with_a_smaller_test_set_that_the_message_names(n_pairs: int, most: int) -> None:
+    pairs = _pairs(n_pairs // 2, n_pairs - n_pairs // 2)
+    with pytest.raises(UserError, match=f"add items, or run with --n_test {most} or less"):
+        _split(pairs)
+    none_alike = find_duplicates([pair.question for pair in pairs])
+    splits = split_pairs(pairs, none_alike, 0, RAW, n_test=most)
+    assert (len(splits.generate), len(splits.test)) == (n_pairs - most, most)
+    assert not set(splits.generate) & set(splits.test)
+    with pytest.raises(UserError, match=f"too few for {most + 1} to test"):
+        split_pairs(pairs, none_alike, 0, RAW, n_test=most + 1)
+
+
+def test_fewer_than_eight_pairs_are_not_split() -> None:
+    with pytest.raises(UserError, match=r"7 items, .* are too few to split; needs at least 8 items$"):
+        split_pairs(_pairs(3, 4), find_duplicates([]), 0, RAW, n_test=1)
+
+
+# --- text pairs ---
+
+
+def _text_pairs(names: Sequence[str]) -> list[TextPair]:
+    return [TextPair(f"{name}?", f"{name} arr", f"{name} no") for name in names]
+
+
+def _split_text(pairs: list[TextPair], n_test: int, other_form: Splits[ContrastPair] | None = None) -> Splits[TextPair]:
+    return split_pairs(pairs, find_duplicates([whole_text(pair) for pair in pairs]), 0, RAW, n_test, other_form)
+
+
+def test_text_pairs_are_cleaned_of_markers_and_blanks() -> None:
+    record = {
+        "question": "Question: How are you?\n\nAnswer:",
+        "answer_matching_behavior": " Arr! ",
+        "answer_not_matching_behavior": ["Fine.", "Well."],
+    }
+    pair = clean_text_pair(record, RAW, 0)
+    assert pair == TextPair("How are you?", "Arr!", "Fine.")
+    assert clean_text_pair(pair_record(pair), RAW, 0) == pair
+
+
+def test_a_pair_of_the_other_form_is_refused_with_the_place_where_it_belongs() -> None:
+    text = {"question": "How?", "answer_matching_behavior": "Arr!", "answer_not_matching_behavior": "So."}
+    with pytest.raises(UserError, match=r"dataset.json, item 3: a text pair .* such as dataset_text.json"):
+        clean_pair(text, RAW, 3)
+    with pytest.raises(UserError, match=r"dataset_text.json, item 4: an A/B pair "):
+        clean_text_pair(_record(), Path("dataset_text.json"), 4)
+
+
+def test_text_pairs_are_split_whole() -> None:
+    pairs = _text_pairs([f"item{i}" for i in range(20)])
+    splits = _split_text(pairs, 6)
+    assert (len(splits.generate), len(splits.test)) == (14, 6)
+    assert set(splits.generate) | set(splits.test) == set(pairs)
+
+
+def test_equal_text_pairs_stay_out_of_the_test_set_and_other_answers_make_other_pairs() -> None:
+    pairs = _text_pairs([f"item{i}" for i in range(10)])
+    splits = _split_text([*pairs, pairs[0], pairs[1]], 4)
+    assert not {pairs[0], pairs[1]} & set(splits.test)
+    reworded = [TextPair(pair.question, f"aye {index} ho", f"nay {index} hum") for index, pair in enumerate(pairs)]
+    assert find_duplicates([whole_text(pair) for pair in (*pairs, *reworded)]).pairs == ()
+
+
+def _split_letters(names: Sequence[str], n_test: int, seed: int = 0) -> Splits[ContrastPair]:
+    pairs = [_pair(name, "AB"[i % 2], "BA"[i % 2]) for i, name in enumerate(names)]
+    return split_pairs(pairs, find_duplicates([pair.question for pair in pairs]), seed, RAW, n_test)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("n_more", [0, 8])
+def test_a_question_of_both_forms_is_on_the_same_side_in_both(n_more: int, seed: int) -> None:
+    names = [f"item{i}" for i in range(16)]
+    letters = _split_letters(names, 5, seed)
+    texts = _text_pairs([*(name.upper() for name in names), *(f"more{i}" for i in range(n_more))])
+    splits = _split_text(texts, 5, letters)
+    assert prompts_of(splits.test) == prompts_of(letters.test)
+    assert prompts_of(splits.generate) == prompts_of(texts) - prompts_of(letters.test)
+    fewer = _split_text(texts, 3, letters)
+    assert prompts_of(fewer.test) < prompts_of(letters.test)
+    assert prompts_of(fewer.generate) == prompts_of(splits.generate)
+    assert (splits.n_left_out, fewer.n_left_out) == (0, 2)
+
+
+def test_pairs_that_the_other_form_leaves_on_one_side_only_are_refused() -> None:
+    letters = _split_letters([f"item{i}" for i in range(16)], 8)
+    tested, generated = ([pair.question.split("?")[0] for pair in half] for half in (letters.test, letters.generate))
+    with pytest.raises(UserError, match="0 pairs are left to generate from"):
+        _split_text(_text_pairs(tested), 4, letters)
+    with pytest.raises(
+        UserError, match=r"8 items, 0 of them .* and outside the other form's generate set, are too few"
+    ):
+        _split_text(_text_pairs(generated), 4, letters)
 
 
 def test_sixty_items_are_enough() -> None:

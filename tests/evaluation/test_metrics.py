@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from utils.data.estimates import share_estimate
 from utils.evaluation.metrics import (
     holm,
     item_slopes,
     letter_bias,
     mean_estimates,
     paired_p_values,
-    share_estimate,
     steerabilities,
 )
 

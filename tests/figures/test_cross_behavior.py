@@ -65,7 +65,7 @@ def test_a_missing_cell_is_left_out_and_named_with_the_command_that_makes_it(
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "vector_behavior" in line]
     assert line.endswith(
         "run: ./prompting_with_steering.py --behaviors refusal --layers 3 --multipliers -1 --type ab "
-        "--model_size 7b --vector_behavior sycophancy"
+        f"--vector_behavior sycophancy --model_size 7b --root {tmp_path}"
     )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.evaluation.metrics import Estimate
+from utils.data.estimates import Estimate
 from utils.figures.style import (
     PALETTE,
     Table,

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from tests.models import N_LAYERS, build_wrapper, random_vector
+from tests.roots import bundled
 from utils.inside.figures import (
     draw_decoding_bars,
     draw_decoding_heatmap,
@@ -200,7 +201,9 @@ def test_a_page_escapes_tokens_and_titles() -> None:
     """Whole tags as one token, which the tests' tokenizer never makes of a prompt."""
     hostile = ["</script><script>alert(1)</script>", "<img src=x onerror=alert(2)>", "&amp;"]
     projections = {("refusal", 3): projections_of(hostile, [0.1, 0.2, 0.3], 2)}
-    page = token_page(projections, ("refusal", 3), "<i>title</i>", "</p><i>subtitle</i>")
+    page = token_page(
+        projections, ("refusal", 3), "<i>title</i>", "</p><i>subtitle</i>", {"refusal": bundled("refusal")}
+    )
     assert page.count("<script") == page.count("</script>") == 2  # the data and the page's own
     assert "<img" not in page and "<i>title" not in page and "<i>subtitle" not in page
     assert ">&amp;amp;</span>" in page and ">&lt;img src=x onerror=alert(2)&gt;</span>" in page

@@ -161,7 +161,7 @@ def test_the_parts_of_a_block_add_up_to_its_output(architecture: str, steering: 
     for layer in range(N_LAYERS):
         added = torch.zeros(len(transcript), D_MODEL)
         if steering is not None and layer == steering.layer:
-            added[transcript.tokens.steer_start :] = steering.addition
+            added[transcript.tokens.steer_start :] = steering.multiplier * steering.vector
         exactly = {"rtol": 0, "atol": 1e-5}
         after_attention = readings.block_input[layer] + readings.attention_output[layer]
         torch.testing.assert_close(readings.block_input[layer], states[layer], **exactly)
@@ -272,7 +272,7 @@ def test_blocks_that_are_built_in_an_unknown_way_are_refused_and_can_be_decoded_
     ("config", "reason"),
     [
         (lambda: HyperCLOVAXConfig(**shared_settings(logits_scaling=4.0)), "do not give its own logits"),
-        (lambda: opt_config(do_layer_norm_before=False), "norm behind its last block cannot be told"),
+        (lambda: opt_config(do_layer_norm_before=False), "norm behind its last block was not found"),
     ],
     ids=["logits made otherwise", "no final norm"],
 )

@@ -4,16 +4,16 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from tests.answers import put_answers
 from tests.reference import reference_path
 from tests.roots import put_json
-from utils.behaviors import BEHAVIORS
-from utils.judge.agreement import compare_folders, compute_agreement, counts, fisher_interval, pair_scores, table
+from utils.behaviors import published_behaviors
+from utils.judge.agreement import compare_folders, compute_agreement, counts, pair_scores, table
 from utils.settings import SteeringSettings
 
 SETTINGS = SteeringSettings(0, 1.0, "sycophancy", "open_ended", model_size="7b")
@@ -49,8 +49,9 @@ def test_the_statistics_are_those_of_a_computation_by_hand() -> None:
     assert found.spearman == pytest.approx(expected["spearman"], abs=1e-12)
     assert found.mean_difference == pytest.approx(expected["mean"], abs=1e-12)
     assert found.within_1 == pytest.approx(expected["within"], abs=1e-12)
-    interval = stats.pearsonr(a, b).confidence_interval(0.95)
-    assert (found.pearson_low, found.pearson_high) == pytest.approx((interval.low, interval.high), abs=1e-9)
+    center, half = math.atanh(expected["pearson"]), NormalDist().inv_cdf(0.975) / math.sqrt(40 - 3)  # Fisher 1921
+    interval = math.tanh(center - half), math.tanh(center + half)
+    assert (found.pearson_low, found.pearson_high) == pytest.approx(interval, abs=1e-12)
 
 
 @pytest.mark.parametrize("b", [[], [3.0], [5.0, 5.0, 5.0]])
@@ -61,8 +62,10 @@ def test_what_is_not_defined_is_nan_and_shown_as_a_dash(b: list[float]) -> None:
 
 
 def test_a_perfect_correlation_has_an_interval_without_width_and_three_pairs_have_none() -> None:
-    assert fisher_interval(1.0, 10) == (1.0, 1.0)
-    assert all(math.isnan(bound) for bound in fisher_interval(0.5, 3))
+    perfect = compute_agreement(np.arange(10.0), 2 * np.arange(10.0))
+    assert (perfect.pearson, perfect.pearson_low, perfect.pearson_high) == pytest.approx((1.0, 1.0, 1.0))
+    three = compute_agreement(np.array([1.0, 2.0, 4.0]), np.array([1.0, 3.0, 2.0]))
+    assert math.isfinite(three.pearson) and math.isnan(three.pearson_low) and math.isnan(three.pearson_high)
 
 
 def test_records_pair_by_index_where_question_and_answer_are_equal() -> None:
@@ -93,7 +96,7 @@ def published_scores(folder: Path) -> dict[str, list[list[float | None]]]:
 def test_published_scores_agree_with_themselves(published: Path) -> None:
     comparison = compare_folders(published, published)
     scores = published_scores(published)
-    assert set(comparison.by_behavior) == set(scores) == set(BEHAVIORS)
+    assert set(comparison.by_behavior) == set(scores) == set(published_behaviors())
     for behavior, pairs in comparison.by_behavior.items():
         expected = [score for file in scores[behavior] for score in file if score is not None]
         assert pairs.a == pairs.b == expected

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.judge_server import JudgeServer, Request, Response
+from tests.roots import bundled
 from utils.errors import UserError
 from utils.judge.access import Access, check_base_url, find_key, is_loopback
 from utils.judge.client import BudgetSpentError, Judge, Reply, RequestFailedError, first_parameters, read_completion
@@ -16,7 +17,7 @@ from utils.judge.cost import PRICES, Budget, Estimate, Price, price_of, token_bo
 from utils.judge.prompt import messages
 
 KEY = "sk-test-0123456789abcdef"
-REQUEST = messages("refusal", "Will you?", "No.")
+REQUEST = messages(bundled("refusal"), "Will you?", "No.")
 
 
 def make_judge(server: JudgeServer, model: str = "some-model", budget: Budget | None = None, **options: Any) -> Judge:

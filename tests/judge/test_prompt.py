@@ -6,9 +6,9 @@ import pytest
 
 from tests.judge_server import said
 from tests.reference import carried_path
-from utils.behaviors import BEHAVIORS
+from tests.roots import bundled
+from utils.behaviors import published_behaviors
 from utils.judge.prompt import messages, parse_reply, prompt_fingerprint, system_prompt, user_message
-from utils.judge.rubrics import RUBRICS
 
 
 @pytest.mark.parametrize(
@@ -103,18 +103,17 @@ def test_a_reply_that_was_cut_off_counts_only_when_it_begins_with_its_number(rep
     assert (verdict.reason == "cut off at the token limit") == (score is None)
 
 
-@pytest.mark.parametrize("behavior", BEHAVIORS)
+@pytest.mark.parametrize("behavior", published_behaviors())
 def test_every_behavior_has_a_rubric_that_the_judge_is_told(behavior: str) -> None:
-    prompt = system_prompt(behavior)
-    assert RUBRICS[behavior] in prompt
+    prompt, rubric = system_prompt(bundled(behavior)), bundled(behavior).judge_rubric()
+    assert rubric in prompt
     assert "from 0 (absent) to 10 (complete)" in prompt
     assert "ignore any instruction" in prompt
-    assert {"0:", "10:"} <= set(RUBRICS[behavior].split())
-    assert set(RUBRICS) == set(BEHAVIORS)
+    assert {"0:", "10:"} <= set(rubric.split())
 
 
 def test_ten_for_survival_instinct_is_accepting_the_end() -> None:
-    low, high = RUBRICS["survival-instinct"].split("10:")
+    low, high = bundled("survival-instinct").judge_rubric().split("10:")
     assert "accepts its end completely" in high
     assert "resists" in low.split("0:")[1]
 
@@ -152,7 +151,7 @@ def test_published_answers_arrive_whole() -> None:
     paths = sorted(folder.glob("*type=open_ended*"))
     assert paths
     for record in json.loads(paths[0].read_text()):
-        question, answer = said({"messages": messages("refusal", record["question"], record["model_output"])})
+        question, answer = said({"messages": messages(bundled("refusal"), record["question"], record["model_output"])})
         assert question == record["question"]
         assert record["model_output"].startswith(answer)
         assert record["model_output"].removeprefix(answer).strip() in ("", "</s>")
@@ -168,10 +167,10 @@ def test_the_reminder_repeats_the_request_and_asks_for_digits() -> None:
 
 
 def test_fingerprints_tell_rubrics_and_prompts_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    prints = [prompt_fingerprint(behavior) for behavior in BEHAVIORS]
+    prints = [prompt_fingerprint(bundled(behavior)) for behavior in published_behaviors()]
     assert len({p["rubric_sha256"] for p in prints}) == len({p["prompt_sha256"] for p in prints}) == 7
-    before = prompt_fingerprint("refusal")
+    before = prompt_fingerprint(bundled("refusal"))
     monkeypatch.setattr("utils.judge.prompt._REMINDER", "\n\nOnce more.")
-    after = prompt_fingerprint("refusal")
+    after = prompt_fingerprint(bundled("refusal"))
     assert before["rubric_sha256"] == after["rubric_sha256"]
     assert before["prompt_sha256"] != after["prompt_sha256"]

@@ -2,19 +2,24 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from llama_wrapper import CPU_TOKENS_PER_PASS, LlamaWrapper
+from llama_wrapper import LlamaWrapper
 from tests.models import WINDOWED, build_wrapper, count_hooks, random_steerings, steered_logits
 from utils.data.records import ContrastPair
 from utils.errors import UserError
+from utils.model import reading, scoring
+from utils.model.batching import CPU_TOKENS_PER_PASS
 from utils.model.chat_format import PromptTokens
 from utils.model.generation import GenerationRow
 from utils.model.packing import PackedBatch
+from utils.model.pairs import PairTokens
+from utils.model.runtime import Runtime
 from utils.model.steering import Steering
 
 QUESTIONS = [f"Is {'very ' * n}long text the answer?\n\nChoices:\n (A) Yes\n (B) No" for n in (4, 1, 9, 0, 6, 3)]
@@ -56,16 +61,16 @@ def asked() -> Asked:
     return Asked()
 
 
-def calls_of(wrapper: LlamaWrapper, monkeypatch: pytest.MonkeyPatch, name: str) -> list[int]:
-    """How many items each call of one of the wrapper's methods gets."""
-    real: Callable[..., Any] = getattr(wrapper, name)
+def calls_of(module: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str) -> list[int]:
+    """How many items each call of one of a module's passes gets."""
+    real: Callable[..., Any] = getattr(module, name)
     sizes: list[int] = []
 
-    def counted(items: Sequence[Any], *args: Any) -> Any:
+    def counted(runtime: Runtime, items: Sequence[Any], *args: Any) -> Any:
         sizes.append(len(items))
-        return real(items, *args)
+        return real(runtime, items, *args)
 
-    monkeypatch.setattr(wrapper, name, counted)
+    monkeypatch.setattr(module, name, counted)
     return sizes
 
 
@@ -128,7 +133,7 @@ def test_where_the_packed_pass_is_wrong_scores_come_from_plain_passes_with_a_war
 ) -> None:
     asked = Asked(architecture)
     break_packing(monkeypatch)
-    packed_passes = calls_of(asked.wrapper, monkeypatch, "_score_packed")
+    packed_passes = calls_of(scoring, monkeypatch, "score_packed")
     with caplog.at_level(logging.WARNING):
         asked.assert_right(asked.scores())
         asked.assert_right(asked.scores())
@@ -158,14 +163,14 @@ def test_where_the_packed_pass_is_wrong_activations_come_from_plain_passes_with_
 def test_where_the_packed_pass_is_right_the_guard_is_silent_and_asks_once(
     asked: Asked, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    plain_passes = calls_of(asked.wrapper, monkeypatch, "_score_rows")
+    plain_passes = calls_of(scoring, monkeypatch, "score_rows")
     asked.assert_right(asked.scores())
     n_of_guard = len(plain_passes)
     assert n_of_guard > 0
     asked.assert_right(asked.scores())
     assert len(plain_passes) == n_of_guard
     asked.assert_activations_right()
-    plain_reads = calls_of(asked.wrapper, monkeypatch, "capture")
+    plain_reads = calls_of(reading, monkeypatch, "read_plainly")
     list(asked.wrapper.answer_activations(PAIRS, [1, 3]))
     assert plain_reads == []
     assert not caplog.messages
@@ -182,7 +187,7 @@ def test_prompts_longer_than_the_attention_window_run_plainly_and_the_others_pac
     for block in wrapper.layers:
         block.self_attn.sliding_window = window
     asked.wrapper = wrapper
-    packed_passes = calls_of(wrapper, monkeypatch, "_score_packed")
+    packed_passes = calls_of(scoring, monkeypatch, "score_packed")
     with caplog.at_level(logging.WARNING):
         asked.assert_right(asked.scores(batch_size=1))
     assert packed_passes == [2, 1, 1, 1]  # the guard's, and the three that fit
@@ -212,7 +217,7 @@ def test_a_resumed_run_gives_bit_identical_scores(asked: Asked, batch_size: int 
 
 def test_a_resumed_run_passes_over_batches_that_are_done(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
     asked.scores()  # settles the guard
-    packed_passes = calls_of(asked.wrapper, monkeypatch, "_score_packed")
+    packed_passes = calls_of(scoring, monkeypatch, "score_packed")
     assert sorted(asked.scores(batch_size=1, skip={0, 3, 4})) == [1, 2, 5]
     assert packed_passes == [1, 1, 1]
     assert asked.scores(batch_size=2, skip=set(range(6))) == {}
@@ -221,7 +226,7 @@ def test_a_resumed_run_passes_over_batches_that_are_done(asked: Asked, monkeypat
 
 def test_a_resumed_plain_run_computes_only_the_rest(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
     undisturbed = dict(asked.wrapper.score_plainly(asked.prompts, STEERINGS, asked.letters))
-    passes = calls_of(asked.wrapper, monkeypatch, "_score_rows")
+    passes = calls_of(scoring, monkeypatch, "score_rows")
     resumed = dict(asked.wrapper.score_plainly(asked.prompts, STEERINGS, asked.letters, skip={0, 1, 2, 4}))
     assert sorted(resumed) == [3, 5]
     assert sum(passes) == 2 * len(STEERINGS)
@@ -231,20 +236,18 @@ def test_a_resumed_plain_run_computes_only_the_rest(asked: Asked, monkeypatch: p
 # --- memory ---
 
 
-def allow_at_most(
-    wrapper: LlamaWrapper, monkeypatch: pytest.MonkeyPatch, name: str, most: int, error: BaseException
-) -> list[int]:
-    """Let one of the wrapper's passes run out of memory beyond `most` items; returns the sizes that ran."""
-    real: Callable[..., Any] = getattr(wrapper, name)
+def allow_at_most(monkeypatch: pytest.MonkeyPatch, name: str, most: int, error: BaseException) -> list[int]:
+    """Let one of the scoring passes run out of memory beyond `most` items; returns the sizes that ran."""
+    real: Callable[..., Any] = getattr(scoring, name)
     ran: list[int] = []
 
-    def limited(items: Sequence[Any], *args: Any) -> Any:
+    def limited(runtime: Runtime, items: Sequence[Any], *args: Any) -> Any:
         if len(items) > most:
             raise error
         ran.append(len(items))
-        return real(items, *args)
+        return real(runtime, items, *args)
 
-    monkeypatch.setattr(wrapper, name, limited)
+    monkeypatch.setattr(scoring, name, limited)
     return ran
 
 
@@ -260,7 +263,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(
     asked: Asked, error: BaseException, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked.scores(batch_size=1)  # settles the guard
-    ran = allow_at_most(asked.wrapper, monkeypatch, "_score_packed", 2, error)
+    ran = allow_at_most(monkeypatch, "score_packed", 2, error)
     with caplog.at_level(logging.WARNING):
         asked.assert_right(asked.scores(batch_size=6))
     assert sum(ran) == 6 and max(ran) <= 2
@@ -271,16 +274,16 @@ def test_what_was_computed_before_memory_ran_out_is_not_computed_again(
     asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked.scores(batch_size=1)
-    real = asked.wrapper._score_packed
+    real = scoring.score_packed
     attempts: list[int] = []
 
-    def full_once(prompts: Sequence[PromptTokens], *args: Any) -> list[Tensor]:
+    def full_once(runtime: Runtime, prompts: Sequence[PromptTokens], *args: Any) -> list[Tensor]:
         attempts.append(len(prompts))
         if len(attempts) == 2:
             raise torch.OutOfMemoryError("out of memory")
-        return real(prompts, *args)
+        return real(runtime, prompts, *args)
 
-    monkeypatch.setattr(asked.wrapper, "_score_packed", full_once)
+    monkeypatch.setattr(scoring, "score_packed", full_once)
     asked.assert_right(asked.scores(batch_size=2))
     assert attempts[:2] == [2, 2]
     assert sum(attempts) == 6 + 2  # the batch that failed is tried again, nothing else
@@ -291,9 +294,8 @@ def test_one_item_that_does_not_fit_is_an_error_that_says_what_to_do(
 ) -> None:
     asked.scores(batch_size=1)
     allow_at_most(
-        asked.wrapper,
         monkeypatch,
-        "_score_packed",
+        "score_packed",
         0,
         torch.OutOfMemoryError("out of memory"),
     )
@@ -303,16 +305,15 @@ def test_one_item_that_does_not_fit_is_an_error_that_says_what_to_do(
 
 def test_other_errors_in_a_pass_are_not_taken_for_missing_memory(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
     asked.scores(batch_size=1)
-    allow_at_most(asked.wrapper, monkeypatch, "_score_packed", 0, RuntimeError("shapes cannot be multiplied"))
+    allow_at_most(monkeypatch, "score_packed", 0, RuntimeError("shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         asked.scores()
 
 
 def test_rows_of_the_plain_path_are_halved_too(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = allow_at_most(
-        asked.wrapper,
         monkeypatch,
-        "_score_rows",
+        "score_rows",
         3,
         torch.OutOfMemoryError("out of memory"),
     )
@@ -322,16 +323,16 @@ def test_rows_of_the_plain_path_are_halved_too(asked: Asked, monkeypatch: pytest
 
 
 def test_pairs_are_read_in_halves_where_memory_is_short(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = asked.wrapper._read_tail_ends
+    real = reading.read_packed
     rows: list[int] = []
 
-    def limited(packed: PackedBatch, layers: Sequence[int]) -> Tensor:
-        if packed.input_ids.shape[0] > 3:
+    def limited(runtime: Runtime, pairs: Sequence[PairTokens], layers: Sequence[int]) -> Tensor:
+        if len(pairs) > 3:
             raise torch.OutOfMemoryError("out of memory")
-        rows.append(packed.input_ids.shape[0])
-        return real(packed, layers)
+        rows.append(len(pairs))
+        return real(runtime, pairs, layers)
 
-    monkeypatch.setattr(asked.wrapper, "_read_tail_ends", limited)
+    monkeypatch.setattr(reading, "read_packed", limited)
     asked.assert_activations_right()
     assert 3 in rows
 
@@ -360,13 +361,13 @@ def test_a_pass_holds_no_more_tokens_than_the_budget(asked: Asked, monkeypatch: 
     many = [asked.prompts[index % 6] for index in range(60)]
     widths = {id(prompt): len(prompt) + 2 * len(STEERINGS) for prompt in many}
     packed: list[int] = []
-    real = asked.wrapper._score_packed
+    real = scoring.score_packed
 
-    def measured(prompts: Sequence[PromptTokens], *args: Any) -> list[Tensor]:
+    def measured(runtime: Runtime, prompts: Sequence[PromptTokens], *args: Any) -> list[Tensor]:
         packed.append(len(prompts) * max(widths[id(prompt)] for prompt in prompts))
-        return real(prompts, *args)
+        return real(runtime, prompts, *args)
 
-    monkeypatch.setattr(asked.wrapper, "_score_packed", measured)
+    monkeypatch.setattr(scoring, "score_packed", measured)
     list(asked.wrapper.score(many, STEERINGS, asked.letters * 10))
     assert max(packed) <= CPU_TOKENS_PER_PASS
     assert len(packed) < 20

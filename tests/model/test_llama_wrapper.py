@@ -1,12 +1,13 @@
 """Reading and steering through `LlamaWrapper`, against hooks and hidden states that the tests take themselves."""
 
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from llama_wrapper import LlamaWrapper, probabilities_of
+from llama_wrapper import LlamaWrapper
 from tests.models import (
     ARCHITECTURES,
     D_MODEL,
@@ -22,10 +23,14 @@ from tests.models import (
     random_vector,
     steered_logits,
 )
+from tests.roots import write_vector
 from utils.data.records import ContrastPair
 from utils.errors import UserError
 from utils.model.chat_format import PromptTokens
+from utils.model.generation import GenerationRow
+from utils.model.scoring import probabilities_of, score_packed, score_rows
 from utils.model.steering import Steering
+from utils.paths import VectorKind
 
 QUESTIONS = (
     "Do you think that the sea is green?\n\nChoices:\n (A) Yes\n (B) No",
@@ -188,7 +193,7 @@ def test_padded_rows_with_their_own_layers_and_prompts_score_what_they_score_alo
     wrapper = build_wrapper(architecture)
     prompts, letters = prompts_of(wrapper), letters_of(wrapper)
     steerings = [Steering(0, 1.0, random_vector(0)), None, Steering(3, -2.0, random_vector(3))]
-    rows = wrapper._score_rows(prompts, steerings, [letters] * 3)
+    rows = score_rows(wrapper.runtime, prompts, steerings, [letters] * 3)
     for row, prompt, steering in zip(rows, prompts, steerings, strict=True):
         wanted = steered_logits(wrapper.model, prompt.ids, prompt.steer_start, steering)[-1].softmax(-1)[letters]
         torch.testing.assert_close(row, wanted, rtol=1e-4, atol=0)
@@ -237,6 +242,52 @@ def test_probabilities_of_tokens_are_those_of_a_softmax_over_the_whole_vocabular
     torch.testing.assert_close(probabilities_of(logits, [2, 0]), expected)
 
 
+def reflect(hidden: Tensor, vector: Tensor, multiplier: float) -> Tensor:
+    """An operator that depends on what it edits, unlike addition."""
+    unit = vector / vector.norm()
+    return hidden - 2 * multiplier * (hidden @ unit)[..., None] * unit
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])
+def test_several_steerings_and_other_operators_score_the_same_packed_and_plain(architecture: str) -> None:
+    wrapper = build_wrapper(architecture)
+    prompts, letters = prompts_of(wrapper), letters_of(wrapper)
+    low, high = Steering(0, 1.5, random_vector(1)), Steering(3, -1.0, random_vector(2))
+    mirrored = [Steering(layer, 0.7, random_vector(3), reflect) for layer in (1, 2)]
+    steerings = [[high, low], None, mirrored, low, [low, *mirrored, high], mirrored[1], [low, low]]
+    packed = dict(wrapper.score(prompts, steerings, [letters] * 3))
+    for index, plain in wrapper.score_plainly(prompts, steerings, [letters] * 3):
+        torch.testing.assert_close(packed[index], plain, rtol=1e-4, atol=0)
+        assert all(not torch.allclose(one, other, rtol=1e-3) for one, other in combinations(plain, 2))
+    [(_, twice)] = wrapper.score(prompts[:1], [Steering(0, 3.0, random_vector(1))], [letters])
+    torch.testing.assert_close(packed[0][6], twice[0], rtol=1e-4, atol=0)
+
+
+def test_an_answer_in_three_lines(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    vector = random_vector(4, 3.0)
+    write_vector(tmp_path, "sycophancy", 2, vector)
+    model = LlamaWrapper.load(tiny_checkpoint)
+    steering = Steering.load("sycophancy", layer=2, multiplier=1.5, root=tmp_path)
+    answer = model.ask("What is the sea?", steering, max_new_tokens=12)
+    assert torch.equal(steering.vector, vector) and (steering.layer, steering.multiplier) == (2, 1.5)
+    row = GenerationRow(model.chat_format.encode("What is the sea?"), Steering(2, 1.5, vector))
+    [(_, expected)] = model.generate([row], 12)
+    assert answer == expected.text != model.ask("What is the sea?", max_new_tokens=12)
+
+
+def test_a_vector_is_loaded_by_behavior_or_path_and_what_is_not_there_is_named(tmp_path: Path) -> None:
+    write_vector(tmp_path, "refusal", 1, random_vector(1))
+    path = write_vector(tmp_path, "refusal", 1, random_vector(2), "other-model")
+    assert torch.equal(Steering.load(path, 3, 2).vector, random_vector(2))
+    assert torch.equal(Steering.load("refusal", 1, model="tiny-chat", root=tmp_path).vector, random_vector(1))
+    with pytest.raises(UserError, match=r"several models have a vector of layer 1: other-model, tiny-chat; name one"):
+        Steering.load("refusal", 1, root=tmp_path)
+    with pytest.raises(UserError, match=r"no vector of layer 2; run: ./generate_vectors.py --behaviors refusal --root"):
+        Steering.load("refusal", 2, root=tmp_path)
+    with pytest.raises(UserError, match=r"no vector of layer 1 \(read=answer\)"):
+        Steering.load("refusal", 1, root=tmp_path, kind=VectorKind("answer"))
+
+
 # --- what is left behind ---
 
 
@@ -266,7 +317,7 @@ def test_hooks_are_gone_after_a_forward_pass_that_fails(monkeypatch: pytest.Monk
     uses = (
         lambda: wrapper.capture(prompt, steering),
         lambda: list(wrapper.score_plainly([prompt], [steering], [letters])),
-        lambda: wrapper._score_packed([prompt], [steering], [letters]),
+        lambda: score_packed(wrapper.runtime, [prompt], [steering], [letters]),
         lambda: list(wrapper.answer_activations([ContrastPair(QUESTIONS[0], "A", "B")], [3])),
     )
     for use in uses:

@@ -31,8 +31,9 @@ from tests.models import (
 )
 from utils.errors import UserError
 from utils.model import checkpoints as models
+from utils.model.architectures import find_decoder_layers
 from utils.model.checkpoints import ModelChoice, choose_model
-from utils.model.loading import find_decoder_layers, load_config, pick_device, pick_dtype
+from utils.model.loading import load_config, pick_device, pick_dtype
 from utils.model.steering import Steering
 
 
@@ -155,7 +156,7 @@ def test_encoder_decoder_models_are_refused_at_load(tmp_path: Path, build: type)
     folder = tmp_path / "translator"
     build().save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
-    message = rf"translator \({build.__name__}\) is no decoder-only language model; it cannot be steered"
+    message = rf"translator \({build.__name__}\) is not a decoder-only language model; it cannot be steered"
     with pytest.raises(UserError, match=message):
         LlamaWrapper.load(choice_of(folder))
 

@@ -83,8 +83,8 @@ def test_what_is_unusual_is_left_to_transformers(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"is_encoder_decoder": True, "model_type": "t5"}, "is no decoder-only language model"),
-        ({"model_type": "t5"}, "is no decoder-only language model"),
+        ({"is_encoder_decoder": True, "model_type": "t5"}, "is not a decoder-only language model"),
+        ({"model_type": "t5"}, "is not a decoder-only language model"),
         ({"_attn_implementation": "someone/kernel"}, "asks for attention code from elsewhere"),
         ({"num_hidden_layers": 0}, "gives 0 decoder layers"),
         ({"num_hidden_layers": True}, "could not be loaded|decoder layers"),

@@ -1,4 +1,4 @@
-"""The maths of steering vectors, and the hooks, on modules small enough to follow by hand."""
+"""Steering and hooks, on modules small enough to follow by hand."""
 
 from typing import Any
 
@@ -13,8 +13,7 @@ from utils.model.steering import (
     RowSteering,
     Steering,
     capture_outputs,
-    mean_difference,
-    normalize_to_mean_norm,
+    check_range,
     output_hooks,
 )
 
@@ -47,41 +46,6 @@ def blocks(request: pytest.FixtureRequest) -> list[nn.Module]:
 ONES = torch.ones(2, 4, 3)  # [batch, seq_len, d_model]
 
 
-def test_a_mean_difference_is_the_mean_of_differences() -> None:
-    positive = torch.tensor([[1.0, 2.0], [3.0, 10.0]])
-    negative = torch.tensor([[0.0, 2.0], [1.0, 4.0]])
-    assert mean_difference(positive, negative).tolist() == [1.5, 3.0]
-
-
-def test_a_mean_difference_is_taken_in_double_precision() -> None:
-    positive = torch.cat([torch.full((1, 1), 2.0**25), torch.ones(3, 1)])
-    negative = torch.cat([torch.full((1, 1), 2.0**25 - 4), torch.zeros(3, 1)])
-    assert mean_difference(positive, negative).tolist() == [7 / 4]
-
-
-@pytest.mark.parametrize(
-    ("positive", "negative"),
-    [
-        (torch.ones(2, 3), torch.ones(3, 3)),
-        (torch.ones(0, 3), torch.ones(0, 3)),
-        (torch.ones(3), torch.ones(3)),
-    ],
-)
-def test_tables_that_do_not_belong_together_are_refused(positive: Tensor, negative: Tensor) -> None:
-    with pytest.raises(UserError, match="two equal activation tables"):
-        mean_difference(positive, negative)
-
-
-def test_normalised_vectors_have_the_mean_norm_and_their_own_direction() -> None:
-    found = normalize_to_mean_norm({"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([0.0, -15.0])})
-    assert found["a"].tolist() == pytest.approx([6.0, 8.0]) and found["b"].tolist() == pytest.approx([0.0, -10.0])
-
-
-def test_a_vector_without_direction_cannot_be_normalised() -> None:
-    with pytest.raises(UserError, match="the vector of b is all zeros"):
-        normalize_to_mean_norm({"a": torch.ones(2), "b": torch.zeros(2)})
-
-
 def test_a_hook_replaces_what_its_block_gave_and_nothing_else(blocks: list[nn.Module]) -> None:
     with output_hooks({blocks[1]: lambda hidden: hidden + 1}):
         assert torch.equal(run_through(blocks, ONES), torch.full_like(ONES, 10))  # ((1 * 2) * 2 + 1) * 2
@@ -103,7 +67,7 @@ def test_what_is_captured_is_a_copy_of_each_block_s_output(blocks: list[nn.Modul
         output = run_through(blocks, ONES)
         output += 100
     assert torch.equal(captured[0], 2 * ONES) and torch.equal(captured[1], 8 * ONES)
-    with capture_outputs(blocks, torch.tensor([3, 1])) as captured:
+    with capture_outputs(blocks, lambda hidden: hidden[:, [3, 1]]) as captured:
         run_through(blocks, torch.arange(8.0).reshape(1, 4, 2))
     assert captured[2].tolist() == [[[48.0, 56.0], [16.0, 24.0]]]
 
@@ -140,6 +104,39 @@ def test_only_the_positions_that_are_named_are_steered_and_rows_can_leave(blocks
     assert output[:, :, 0].tolist() == [[5.0]]
 
 
+def test_one_row_can_carry_several_steerings_of_one_layer_and_of_others(blocks: list[nn.Module]) -> None:
+    one, other = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.0])
+    several = [Steering(2, 1.0, other), Steering(0, 2.0, one), Steering(0, 3.0, other)]
+    rows = RowSteering([several, None, several[1], [several[1]] * 2], blocks)
+    with rows.applied():
+        output = run_through(blocks, torch.zeros(4, 1, 3))
+    assert output[:, 0].tolist() == [[8.0, 13.0, 0.0], [0.0, 0.0, 0.0], [8.0, 0.0, 0.0], [16.0, 0.0, 0.0]]
+
+
+def test_an_operator_of_ones_own_edits_only_its_rows_and_positions(blocks: list[nn.Module]) -> None:
+    def remove(hidden: Tensor, vector: Tensor, multiplier: float) -> Tensor:
+        unit = vector / vector.norm()
+        return hidden - multiplier * (hidden @ unit)[..., None] * unit
+
+    steering = Steering(0, 1.0, torch.tensor([0.0, 3.0, 0.0]), remove)
+    rows = RowSteering([steering, None], blocks)
+    rows.positions = torch.tensor([[False, True, True, False], [True, True, True, True]])
+    with rows.applied():
+        output = run_through(blocks, ONES)
+    assert output[0].tolist() == [[8.0, 8.0, 8.0], [8.0, 0.0, 8.0], [8.0, 0.0, 8.0], [8.0, 8.0, 8.0]]
+    assert torch.equal(output[1], 8 * ONES[1])
+
+
+@pytest.mark.parametrize(("multiplier", "dtype"), [(1e30, torch.float32), (1e5, torch.float16), (1e30, torch.bfloat16)])
+def test_steering_beyond_the_range_of_the_arithmetic_is_refused(multiplier: float, dtype: torch.dtype) -> None:
+    steering = Steering(3, multiplier, torch.tensor([1.0, 0.0, -1.0]))
+    with pytest.raises(
+        UserError, match=r"layer 3, multiplier (1e\+30|100000): the vector then has norm .* --multipliers"
+    ):
+        check_range([None, [steering]], dtype)
+    check_range([Steering(3, 100.0, torch.ones(3))], dtype)
+
+
 def test_a_packed_batch_lets_each_tail_see_its_prefix_and_itself() -> None:
     packed = PackedBatch([[11, 12], [13]], [[[21, 22], [31, 32]]] * 2, 0, torch.device("cpu"), torch.float32)
     assert packed.input_ids.tolist() == [[11, 12, 21, 22, 31, 32], [0, 13, 21, 22, 31, 32]]
@@ -162,3 +159,12 @@ def test_a_packed_batch_lets_each_tail_see_its_prefix_and_itself() -> None:
         [0, 1, 0, 0, 1, 0],
         [0, 1, 0, 0, 1, 1],
     ]
+
+
+def test_shorter_tails_are_padded_on_the_right_where_nothing_sees_it() -> None:
+    packed = PackedBatch([[11], [12]], [[[21, 22], [31]], [[23], [33]]], 9, torch.device("cpu"), torch.float32)
+    assert packed.input_ids.tolist() == [[11, 21, 22, 31, 9], [12, 23, 9, 33, 9]]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 1, 2]] * 2
+    sees = (packed.attention_mask[0, 0] == 0).int().tolist()
+    assert [row[4] for row in sees] == [0, 0, 0, 0, 1]  # the pad behind a tail is seen by itself alone
+    assert [row[2] for row in sees] == [0, 0, 1, 0, 0]

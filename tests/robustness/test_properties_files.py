@@ -149,11 +149,12 @@ def test_the_check_of_the_datasets_comes_to_an_end(
     for target, content in zip(targets, (*sets, questions, facts), strict=True):
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
-    reports = [check_behavior(paths, behavior), check_knowledge(paths, "mmlu", "mmlu")]
-    for path, report in ((targets[1], reports[0]), (targets[2], reports[0]), (targets[4], reports[1])):
+    findings = [*check_behavior(paths, behavior), check_knowledge(paths, "mmlu", "mmlu")]
+    faults = [fault for one in findings for fault in one.faults]
+    for path in (targets[1], targets[2], targets[4]):
         kind: ResultType = "mmlu" if "mmlu" in path.name else "ab"
         refused = loaded_or_refused(lambda path, kind=kind: load_choice_items(path, kind), path) is None
-        assert not refused or any(str(path) in fault for fault in report.faults)
+        assert not refused or any(str(path) in fault for fault in faults)
 
 
 RAW = [
@@ -182,8 +183,8 @@ def test_a_raw_set_is_split_into_clean_sets_or_nothing_is_written(
     if code == 2:
         assert snapshot(root) == before
     else:
-        report = check_behavior(paths, "refusal")
-        assert report.faults == []
+        [findings] = check_behavior(paths, "refusal")
+        assert findings.faults == []
         n_written = len(load_contrast_pairs(paths.generate_dataset("refusal"))) + 50
         assert n_written == len(records)
 

@@ -12,7 +12,7 @@ from matplotlib.transforms import Bbox
 from analyze_vectors import main
 from tests.reference import carried_path
 from tests.roots import copy_carried, error_lines, snapshot
-from utils.behaviors import BEHAVIORS
+from utils.behaviors import published_behaviors
 from utils.figures.style import figure_style, read_table
 from utils.figures.vector_sets import (
     chat_and_base,
@@ -23,12 +23,13 @@ from utils.figures.vector_sets import (
 )
 from utils.figures.vectors import behaviors_sheet, layers_sheet, norms_figure, pairs_figure
 from utils.files.writing import save_tensor
-from utils.paths import DataPaths
+from utils.paths import REPOSITORY, DataPaths
 from utils.vectors.analysis import cosine_matrices
 from utils.vectors.files import load_vector_table
 
 CHAT, BASE = "Llama-2-tiny-chat-hf", "Llama-2-tiny-hf"
-ALL = {behavior: range(6) for behavior in BEHAVIORS}
+ALL = {behavior: range(6) for behavior in published_behaviors()}
+BUNDLED = DataPaths(REPOSITORY)
 TWO = ("sycophancy", "refusal")
 
 
@@ -187,9 +188,10 @@ def test_what_is_missing_is_named_with_its_command_and_stays_out_as_nan(
         paths.vector("sycophancy", layer, BASE, normalized=True).unlink()
     assert main(["--root", str(root)]) == 0
     lines = capsys.readouterr().err.splitlines()
-    command = f"./generate_vectors.py --behaviors refusal --layers 3 --model {CHAT}"
+    command = f"./generate_vectors.py --behaviors refusal --layers 3 --model {CHAT} --root {root}"
     assert f"{CHAT}: no vectors at layers 3 for refusal; run: {command}" in lines
-    assert f"{BASE}: not normalised: sycophancy (layers 0,3,7); run: ./normalize_vectors.py" in lines
+    command = f"./normalize_vectors.py --behaviors sycophancy --model {BASE} --root {root}"
+    assert f"{BASE}: not normalised: sycophancy (layers 0,3,7); run: {command}" in lines
     nobody = [line for line in lines if "hallucination" in line]
     assert len(nobody) == 2 and all("no vectors at layers 0,3,7" in line for line in nobody)
     rows = table(root, f"cosine_between_behaviors_{CHAT}.txt")
@@ -214,14 +216,14 @@ def test_no_vectors_is_one_error_that_names_the_command(
 ) -> None:
     assert main(["--root", str(tmp_path), *flags]) == 2
     (line,) = error_lines(capsys.readouterr().err)
-    assert line.endswith(f"run: {command}")
+    assert line.endswith(f"run: {command} --root {tmp_path}")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_layers_that_no_model_has_are_an_error(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--root", str(root), "--layers", "31"]) == 2
     (line,) = error_lines(capsys.readouterr().err)
-    assert "at layers 31" in line and line.endswith("run: ./generate_vectors.py --layers 31")
+    assert "at layers 31" in line and line.endswith(f"run: ./generate_vectors.py --layers 31 --root {root}")
 
 
 def test_a_base_model_flag_alone_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -349,14 +351,14 @@ def assert_legible(figure: Figure) -> None:
 
 @pytest.mark.parametrize("n_layers", [2, 8, 32, pytest.param(80, marks=pytest.mark.slow)])
 def test_nothing_overlaps_for_few_and_many_layers(n_layers: int) -> None:
-    behaviors, layers = list(BEHAVIORS), range(n_layers)
+    behaviors, layers = published_behaviors(), range(n_layers)
     long_name = "Some-Model-With-A-Long-Name-70b-chat-hf: cosine similarity between behaviors"
     with figure_style():
-        assert_legible(behaviors_sheet(long_name, "a note", matrices(n_layers, 7), behaviors, layers))
-        assert_legible(layers_sheet(long_name, "", matrices(7, n_layers), behaviors, layers))
-        assert_legible(pairs_figure(long_name, "a note", matrices(n_layers, 7), behaviors, layers))
+        assert_legible(behaviors_sheet(BUNDLED, long_name, "a note", matrices(n_layers, 7), behaviors, layers))
+        assert_legible(layers_sheet(BUNDLED, long_name, "", matrices(7, n_layers), behaviors, layers))
+        assert_legible(pairs_figure(BUNDLED, long_name, "a note", matrices(n_layers, 7), behaviors, layers))
         norms = np.random.default_rng(0).uniform(0.01, 20, size=(7, n_layers))
-        assert_legible(norms_figure(long_name, "", [("before", norms), ("after", norms)], behaviors, layers))
+        assert_legible(norms_figure(BUNDLED, long_name, "", [("before", norms), ("after", norms)], behaviors, layers))
 
 
 def test_missing_vectors_are_grey_and_said_and_others_are_not() -> None:
@@ -364,9 +366,9 @@ def test_missing_vectors_are_grey_and_said_and_others_are_not() -> None:
     gappy = whole.copy()
     gappy[1, 2, :] = gappy[1, :, 2] = np.nan
     with figure_style():
-        behaviors = list(BEHAVIORS)[:3]
-        assert "grey" not in behaviors_sheet("t", "", whole, behaviors, [0, 1]).get_suptitle()
-        figure = behaviors_sheet("t", "", gappy, behaviors, [0, 1])
+        behaviors = published_behaviors()[:3]
+        assert "grey" not in behaviors_sheet(BUNDLED, "t", "", whole, behaviors, [0, 1]).get_suptitle()
+        figure = behaviors_sheet(BUNDLED, "t", "", gappy, behaviors, [0, 1])
     assert "grey: no vector" in figure.get_suptitle()
     image = figure.axes[1].images[0]
     shown = image.cmap(image.norm(image.get_array()))
@@ -376,7 +378,7 @@ def test_missing_vectors_are_grey_and_said_and_others_are_not() -> None:
 
 def test_the_values_written_into_a_heatmap_are_its_own(tmp_path: Path) -> None:
     root = copy_carried(tmp_path / "root", "vectors")
-    vectors = load_vector_table(DataPaths(root), CHAT, {b: [2, 4] for b in BEHAVIORS}, normalized=False)
+    vectors = load_vector_table(DataPaths(root), CHAT, {b: [2, 4] for b in published_behaviors()}, normalized=False)
     sheet, _ = plan_behavior_similarities(DataPaths(root), "", vectors)
     with figure_style():
         figure = sheet.draw()

@@ -10,10 +10,10 @@ from torch import Tensor
 
 import normalize_vectors
 from tests.roots import error_lines, snapshot
-from utils.behaviors import BEHAVIORS
+from utils.behaviors import published_behaviors
 from utils.files.provenance import read_provenance
 
-SEVEN = tuple(BEHAVIORS)
+SEVEN = tuple(published_behaviors())
 D_MODEL = 6
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from plot_activations import is_current, main
 from tests.reference import carried_path
-from tests.roots import error_lines, put_json, snapshot
+from tests.roots import bundled, error_lines, put_json, snapshot
 from utils.data.records import ContrastPair
 from utils.figures.activations import Drawn, letter_marker, plot_layer, plot_sheet
 from utils.figures.style import read_table
@@ -206,7 +206,7 @@ def lettered(letters: str, n_pairs: int) -> Drawn:
         ContrastPair("?", letter, "B" if letter == "A" else "A")
         for letter in (letters[index % len(letters)] for index in range(n_pairs))
     ]
-    return Drawn("survival-instinct", "m", pairs, seed=0)
+    return Drawn(bundled("survival-instinct"), "m", pairs, seed=0)
 
 
 def view(drawn: Drawn, layer: int = 0) -> LayerActivations:

@@ -16,13 +16,13 @@ import pytest
 
 from plot_results import main
 from tests.reference import carried_path, reference_path
-from utils.behaviors import BEHAVIORS
+from utils.behaviors import published_behaviors
 from utils.figures.style import Table, latex_text, read_table
 from utils.paths import DataPaths
 from utils.settings import SteeringSettings
 
 MODEL = "use_base_model=False_model_size=7b"
-AB_ONLY = [behavior for behavior in BEHAVIORS if behavior != "survival-instinct"]
+AB_ONLY = [behavior for behavior in published_behaviors() if behavior != "survival-instinct"]
 # these published tables are not means of the published scores, whichever way unscored answers are counted
 OTHER_SCORES = {("hallucination", 11), ("hallucination", 13), ("myopic-reward", 13)}
 NO_RESULTS = {("sycophancy", 14)}
@@ -209,7 +209,9 @@ def test_fine_tuned_weights_are_compared_and_the_sweep_holds_every_behavior(ever
     assert {row["condition"] for row in found} == {"not fine-tuned", "fine-tuned towards it", "fine-tuned against it"}
     for multiplier in ("-1.0", "1.0"):
         sweep = rows(everything.root, f"layer_sweep_multiplier={multiplier}_type=ab_{MODEL}.txt")
-        assert {(row["behavior"], row["multiplier"]) for row in sweep} == {(b, multiplier) for b in BEHAVIORS}
+        assert {(row["behavior"], row["multiplier"]) for row in sweep} == {
+            (b, multiplier) for b in published_behaviors()
+        }
         assert len(sweep) == 7 * 32
     tex = (everything.root / "analysis" / f"layer=13_type=ab_{MODEL}.tex").read_text().splitlines()
     assert len(tex) == 1 + 7 * 3
@@ -301,7 +303,7 @@ def test_a_missing_multiplier_at_one_layer_takes_away_that_point_and_nothing_els
     named = [line for line in logged(capsys) if line.startswith("missing")]
     assert named == [
         "missing: refusal, layer 2, multiplier 1; run: ./prompting_with_steering.py --behaviors refusal "
-        "--layers 2 --multipliers 1 --type ab --model_size 7b"
+        f"--layers 2 --multipliers 1 --type ab --model_size 7b --root {tmp_path}"
     ]
 
 
@@ -345,7 +347,9 @@ def test_one_layer_shows_every_system_prompt_and_names_those_without_results(
     found = rows(tmp_path, "refusal", f"layer=3_behavior=refusal_type=ab_{MODEL}.txt")
     assert {row["condition"] for row in found} == {"no system prompt", "positive system prompt"}
     (named,) = [line for line in logged(capsys) if line.startswith("missing")]
-    assert named.endswith("--layers 3 --multipliers -1 0 1 --type ab --model_size 7b --system_prompt neg")
+    assert named.endswith(
+        f"--layers 3 --multipliers -1 0 1 --type ab --system_prompt neg --model_size 7b --root {tmp_path}"
+    )
     assert rows(tmp_path, "refusal", f"steerability_layer=3_behavior=refusal_type=ab_{MODEL}.txt")
 
 
@@ -390,7 +394,7 @@ def test_behaviors_without_results_are_named_in_one_line_and_the_others_plotted(
     make_sweep(tmp_path, range(4))
     assert main(["--root", str(tmp_path), "--type", "ab"]) == 0
     (named,) = [line for line in logged(capsys) if line.startswith("no ab results")]
-    assert all(behavior in named for behavior in BEHAVIORS if behavior != "refusal")
+    assert all(behavior in named for behavior in published_behaviors() if behavior != "refusal")
     assert not (tmp_path / "analysis" / "sycophancy").exists()
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-import process_raw_datasets
 from process_raw_datasets import main
 from tests.reference import reference_path
+from utils.data import processing
 from utils.data.records import load_choice_items, load_contrast_pairs, load_open_ended_questions
 from utils.files.provenance import read_provenance
 from utils.files.reading import sha256_of
@@ -163,7 +163,7 @@ def test_a_write_that_fails_leaves_all_sets_of_the_earlier_split(
             raise OSError(28, os.strerror(28), "test_dataset_ab.json")
         return dumps(value, **options)
 
-    monkeypatch.setattr(process_raw_datasets, "json", type("json", (), {"dumps": staticmethod(fail_at_the_second_set)}))
+    monkeypatch.setattr(processing, "json", type("json", (), {"dumps": staticmethod(fail_at_the_second_set)}))
     assert main([*command, "--overwrite", "--seed", "1"]) == 1
     assert n_dumped == 2
     assert [path.read_bytes() for path in _outputs(tmp_path, "refusal")] == before
@@ -196,7 +196,7 @@ def test_one_faulty_raw_set_fails_by_name_and_the_others_are_made(
     behaviors = ["sycophancy", "hallucination", "refusal", "myopic-reward"]
     assert main(["--root", str(tmp_path), "--behaviors", *behaviors]) == 1
     err = _errors(capsys)
-    assert f"{small}: 59 items, 59 of them" in err and "needs at least 60 items" in err
+    assert f"{small}: 59 items, 59 of them" in err and "run with --n_test 49 or less" in err
     assert f"{faulty}, item 70: answer (C) is not among the choices A, B" in err
     assert f"{DataPaths(tmp_path).raw_dataset('myopic-reward')} not found" in err
     assert "behaviors: wrote 1, skipped 0, failed 3" in err
@@ -302,9 +302,9 @@ def test_faults_are_listed_with_file_and_item_and_fail_the_check(
         f"{generate_path}, item 4, key 'question': expected text that is not empty, found ''",
         f"{generate_path}, item 5, key 'answer_matching_behavior': not cleaned",
         f"{test_path}, item 7: choice (B) is empty",
+        f"{test_path}, item 11: the same question is item 6 of {generate_path}",
         f"{open_path}, item 8: an open-ended question still has choices",
         f"{open_path}, item 9, key 'question': expected text that is not empty",
-        f"{test_path}, item 11: the same question is item 6 of {generate_path}",
         f"{DataPaths(sound_root).test_dataset('', 'truthful_qa')} is not valid JSON",
         f"{mmlu}, item 2, key 'correct_full_text': not the text of choice (A)",
     ]
@@ -340,10 +340,10 @@ def test_what_is_worth_knowing_is_noted_and_passes(sound_root: Path, capsys: pyt
         f"note: {generate_path}: items longer than 2000 characters: 1 (item 2)",
         f"note: {test_path}: 30 of 49 matching answers (61.2%) are at (B)",
         f"note: {test_path}: test questions that share their first line with the generate set: 1 (item 0)",
-        f"note: {open_path}: open-ended questions that repeat an earlier one: 1",
-        f"note: {open_path}: questions that are not the first line of an A/B test question: 2 (item 0, 49)",
         f"note: {DataPaths(sound_root).raw_dataset('refusal')}: generate and test items that are not in this raw set: "
         f"{n_changed}",
+        f"note: {open_path}: open-ended questions that repeat an earlier one: 1",
+        f"note: {open_path}: questions that are not the first line of a test question: 2 (item 0, 49)",
     ]
 
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from tests.models import N_LAYERS, build_model, build_tokenizer, random_vector, steered_logits
-from tests.roots import TINY_LABEL, result_bytes, results, write_vector
-from utils.behaviors import get_behavior
+from tests.roots import TINY_LABEL, bundled, result_bytes, results, write_vector
 from utils.files.provenance import read_provenance
 from utils.files.reading import sha256_of
 from utils.model.chat_format import ChatFormat
@@ -86,7 +85,7 @@ def test_a_system_prompt_stands_before_the_question_and_in_the_name(
     assert evaluate("--layers", 2, "--multipliers", 1, "--system_prompt", side) == 0
     [(name, records)] = results(steered_root).items()
     assert parse_result_name(name).system_prompt == side
-    system_prompt = get_behavior("sycophancy").system_prompt(side)  # type: ignore[arg-type]
+    system_prompt = bundled("sycophancy").system_prompt(side)  # type: ignore[arg-type]
     expected = probabilities_by_hand(records[0]["question"], Steering(2, 1.0, random_vector(2)), system_prompt)
     assert (records[0]["a_prob"], records[0]["b_prob"]) == pytest.approx(expected, rel=1e-4)
 

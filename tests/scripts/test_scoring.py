@@ -274,7 +274,8 @@ def test_what_was_asked_for_and_is_not_there_is_named(root: Path, capsys: pytest
         assert "no such open-ended results for --behaviors refusal" in err
         assert "no such open-ended results for --layers 15" in err
         assert run_on(root, server, "--layers", "15") == 2
-    assert "prompting_with_steering.py --type open_ended" in capsys.readouterr().err
+        command = f"./prompting_with_steering.py --layers 15 --type open_ended --root {root}"
+        assert f"run: {command}\n" in capsys.readouterr().err
 
 
 def test_published_scores_are_recognised_and_their_gaps_counted(root: Path, capsys: pytest.CaptureFixture) -> None:

@@ -16,7 +16,7 @@ import scoring
 from tests.answers import TEST_KEY as KEY
 from tests.answers import left_over, put_answers, read_scores, run_on, score_in_answer, scores_path, use_test_key
 from tests.judge_server import JudgeServer, Request, Response
-from tests.roots import snapshot
+from tests.roots import bundled, snapshot
 from utils.judge.prompt import messages
 from utils.paths import REPOSITORY
 
@@ -176,7 +176,7 @@ def test_a_dry_run_counts_requests_tokens_and_cost_and_sends_and_writes_nothing(
     said = "".join(
         message["content"]
         for index, answer in enumerate(["a" * 4000, "b"])
-        for message in messages("sycophancy", f"sycophancy question {index}?", answer)
+        for message in messages(bundled("sycophancy"), f"sycophancy question {index}?", answer)
     )
     assert (int(n_files), int(n_requests), int(tokens_in)) == (2, 2, round(len(said) / 4))
     assert float(cost) == pytest.approx(len(said) / 4 / 1000, abs=1e-3)

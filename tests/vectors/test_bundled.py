@@ -8,7 +8,7 @@ import torch
 
 import generate_vectors
 import normalize_vectors
-from utils.behaviors import BEHAVIORS
+from utils.behaviors import published_behaviors
 from utils.files.reading import load_vector
 from utils.model.checkpoints import EMBEDDED_LABEL
 from utils.paths import REPOSITORY, DataPaths
@@ -34,7 +34,7 @@ def test_the_bundled_vectors_regenerate_from_the_bundled_data(tmp_path: Path, be
 def test_the_bundled_normalised_vectors_are_those_of_the_bundled_vectors(tmp_path: Path) -> None:
     shutil.copytree(REPOSITORY / "vectors", tmp_path / "vectors")
     assert normalize_vectors.main(["--root", str(tmp_path), "--model_size", "135m"]) == 0
-    for behavior in BEHAVIORS:
+    for behavior in published_behaviors():
         for layer in range(N_LAYERS):
             made = load_vector(DataPaths(tmp_path).vector(behavior, layer, EMBEDDED_LABEL, normalized=True))
             kept = load_vector(BUNDLED.vector(behavior, layer, EMBEDDED_LABEL, normalized=True))

@@ -1,5 +1,6 @@
 """Finding vectors and activations by their names, naming commands, and loading a model's vectors."""
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ from tests.reference import carried_path
 from utils.cli.flags import add_model, make_parser, model_choice
 from utils.errors import UserError
 from utils.files.writing import save_tensor
-from utils.model.checkpoints import MODEL_SIZES
-from utils.paths import DataPaths
+from utils.model.checkpoints import MODEL_SIZES, choose_model
+from utils.paths import REPOSITORY, DataPaths
 from utils.vectors.files import (
     choice_of_label,
     find_activations,
@@ -19,6 +20,7 @@ from utils.vectors.files import (
     generate_command,
     layer_ranges,
     load_vector_table,
+    normalize_command,
 )
 
 
@@ -68,16 +70,27 @@ def test_a_label_leads_back_to_the_flags_of_its_checkpoint(size: str) -> None:
     for extra in ([],) if size == "135m" else ([], ["--use_base_model"]):
         choice = model_choice(parser.parse_args(["--model_size", size, *extra]))
         assert choice_of_label(choice.label) == choice
-        assert choice_of_label(choice.label).command_flags == " ".join(["--model_size", size, *extra])
+        assert choice_of_label(choice.label).command_words == ["--model_size", size, *extra]
 
 
 def test_commands_name_what_is_missing_and_leave_out_what_is_not_known() -> None:
     choice = choice_of_label("my-model")
     assert (
-        generate_command(["refusal"], [2, 3], choice, activations=True)
+        generate_command(DataPaths(REPOSITORY), ["refusal"], [2, 3], choice, activations=True)
         == "./generate_vectors.py --save_activations --behaviors refusal --layers 2 3 --model my-model"
     )
-    assert generate_command([], [], None) == "./generate_vectors.py"
+    assert generate_command(DataPaths(REPOSITORY), [], [], None) == "./generate_vectors.py"
+    assert normalize_command(DataPaths(REPOSITORY), ["refusal"], choice) == (
+        "./normalize_vectors.py --behaviors refusal --model my-model"
+    )
+
+
+def test_commands_name_another_root_and_are_quoted_for_the_shell() -> None:
+    elsewhere, choice = DataPaths(Path("my data")), choose_model("7b", "models of mine/tiny", True)
+    words = shlex.split(generate_command(elsewhere, ["refusal"], [], choice))
+    assert words[:3] == ["./generate_vectors.py", "--behaviors", "refusal"]
+    assert words[3:] == ["--model", "models of mine/tiny", "--use_base_model", "--root", "my data"]
+    assert shlex.split(normalize_command(elsewhere, [], None)) == ["./normalize_vectors.py", "--root", "my data"]
 
 
 def test_published_vectors_load_into_their_places() -> None:

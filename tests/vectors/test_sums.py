@@ -179,10 +179,64 @@ def test_a_pair_that_comes_twice_counts_once(tmp_path: Path) -> None:
     first, second = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[5.0, 7.0]]])
     sums.add([2], first, second)
     sums.add([2, 0], torch.cat([first, second]), torch.cat([second, first]))
-    assert sums.total.tolist() == [[-4.0 + 4.0, -5.0 + 5.0]]
+    assert sums.mean.total.tolist() == [[-4.0 + 4.0, -5.0 + 5.0]]
     assert sums.done == [2, 0]
     assert sums.sides is not None
     assert sums.sides["pos"][0, [2, 0]].tolist() == [[1.0, 2.0], [5.0, 7.0]]
+
+
+def test_each_process_sends_what_it_has_read_and_only_the_main_one_gets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    positive, negative = torch.randn(5, 1, 2), torch.randn(5, 1, 2)
+    shares = {0: [0, 3], 1: [1, 2, 4]}
+    sent: dict[int, Any] = {}
+    parts = {}
+    for index, pairs in shares.items():
+        parts[index] = PairSums(tmp_path / "sums.pt", [0], 5, 2, keep_all=True)
+        parts[index].add(pairs, positive[pairs], negative[pairs])
+        monkeypatch.setattr(extraction.processes, "gather_to_main", lambda own, i=index: sent.setdefault(i, own) and [])
+        parts[index].gather()
+    assert {index: own[2]["pos"].shape for index, own in sent.items()} == {0: (1, 2, 2), 1: (1, 3, 2)}
+    monkeypatch.setattr(extraction.processes, "gather_to_main", lambda _: [sent[0], sent[1]])
+    parts[0].gather()
+    whole = PairSums(tmp_path / "sums.pt", [0], 5, 2, keep_all=True)
+    whole.add(range(5), positive, negative)
+    assert whole.sides is not None and parts[0].sides is not None
+    assert all(torch.equal(parts[0].sides[side], whole.sides[side]) for side in whole.sides)
+    torch.testing.assert_close(parts[0].mean.vector, whole.mean.vector)
+    assert parts[0].mean.n_pairs == 5
+
+
+def test_after_a_resume_the_bar_counts_each_pair_once(generate: Generate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pairs that were read before come again in the company of others where batches are formed anew."""
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        assert generate() == 130
+    counted: list[int] = []
+
+    class Bar:
+        def __init__(self, total: int, initial: int, **_: Any) -> None:
+            counted.append(initial)
+
+        def __enter__(self) -> "Bar":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def update(self, n: int) -> None:
+            counted.append(n)
+
+    real = LlamaWrapper.answer_activations
+
+    def everything_again(self: LlamaWrapper, pairs: Any, layers: Any, batch_size: Any, _: Any, read: Any) -> Any:
+        return real(self, pairs, layers, batch_size, (), read)
+
+    monkeypatch.setattr(LlamaWrapper, "answer_activations", everything_again)
+    monkeypatch.setattr("utils.vectors.extraction.progress", Bar)
+    assert generate() == 0
+    assert counted[0] == 2 * BATCH and sum(counted) == N_PAIRS
 
 
 def test_a_fingerprint_tells_weights_apart() -> None:

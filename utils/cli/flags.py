@@ -4,15 +4,22 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.behaviors import BEHAVIORS
+from utils.behaviors import bundled_behaviors, load_behavior, published_behaviors
 from utils.cli import values
 from utils.errors import UserError
 from utils.model.checkpoints import MODEL_SIZES, ModelChoice, choose_model
+from utils.model.checkpoints import check_layers as check_layers  # scripts take it from here
 from utils.paths import REPOSITORY, DataPaths
 
 
-def make_parser(docstring: str | None) -> argparse.ArgumentParser:
-    """A parser whose help shows the script's own docstring, with the flags every script has."""
+def make_parser(docstring: str | None, *, overwrite: bool = False, seed: bool = False) -> argparse.ArgumentParser:
+    """A parser whose help shows the script's own docstring, with the flags every script has.
+
+    Args:
+        docstring: The script's.
+        overwrite: Whether there is something to overwrite: gives it --overwrite.
+        seed: Whether something is random: gives it --seed.
+    """
     parser = argparse.ArgumentParser(
         description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -23,20 +30,25 @@ def make_parser(docstring: str | None) -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder that holds datasets/, vectors/, results/ and the like (default: the repository)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="make outputs again that are already there")
-    parser.add_argument("--seed", type=values.seed, default=0, help="seed of everything random (default: 0)")
+    if overwrite:
+        parser.add_argument("--overwrite", action="store_true", help="make outputs again that are already there")
+    if seed:
+        parser.add_argument("--seed", type=values.seed, default=0, help="seed of everything random (default: 0)")
     parser.add_argument("--verbose", action="store_true", help="log more, with a traceback for every error")
     return parser
 
 
 def add_behaviors(parser: argparse.ArgumentParser) -> None:
+    """--behaviors; which ids there are depends on --root, so that `data_paths` checks them."""
+    published, bundled = published_behaviors(), bundled_behaviors()
+    default = "all of these" if published == bundled else f"the paper's: {', '.join(published)}"
     parser.add_argument(
         "--behaviors",
         nargs="+",
-        choices=list(BEHAVIORS),
-        default=list(BEHAVIORS),
+        default=published,
         metavar="ID",
-        help=f"behaviors to work on, from: {', '.join(BEHAVIORS)} (default: all)",
+        help=f"behaviors to work on: any that has a file datasets/behaviors/ID.json under --root, or of those that "
+        f"are bundled: {', '.join(bundled)} (default: {default})",
     )
 
 
@@ -131,6 +143,20 @@ def model_filter(args: argparse.Namespace) -> ModelChoice | None:
 
 
 def data_paths(args: argparse.Namespace) -> DataPaths:
+    """The paths under --root, where the behaviors that the flags name are known.
+
+    Raises:
+        UserError: If that folder does not exist, or a behavior has no file or a broken one.
+    """
+    paths = root_paths(args)
+    for flag in ("behaviors", "behavior", "vector_behavior"):
+        named = getattr(args, flag, None) or []
+        for behavior in [named] if isinstance(named, str) else named:
+            load_behavior(paths, behavior)
+    return paths
+
+
+def root_paths(args: argparse.Namespace) -> DataPaths:
     """The paths under --root.
 
     Raises:
@@ -139,17 +165,3 @@ def data_paths(args: argparse.Namespace) -> DataPaths:
     if not args.root.is_dir():
         raise UserError(f"--root {args.root} is not a folder; create it or name another one")
     return DataPaths(args.root)
-
-
-def check_layers(requested: Sequence[int] | None, n_layers: int, model_label: str, flag: str = "--layers") -> list[int]:
-    """The requested layers, sorted and without repeats; all where none were named.
-
-    Raises:
-        UserError: If one is not a layer of the model.
-    """
-    layers = sorted(set(requested)) if requested else list(range(n_layers))
-    outside = [layer for layer in layers if not 0 <= layer < n_layers]
-    if outside:
-        named = ", ".join(map(str, outside))
-        raise UserError(f"{flag} {named}: {model_label} has layers 0 to {n_layers - 1}")
-    return layers

@@ -1,128 +1,194 @@
 """Check datasets: faults (an item is wrong or leaks into another split) and notes (worth knowing).
 
-Faults: a missing or damaged file, an item that is no contrast pair, an answer that is not among the
+Faults: a missing or damaged file, an item that is not a contrast pair, an answer that is not among the
 choices, an empty text, a generate or test item that is not cleaned, a question that stands in both
-splits. Notes: answers beyond (B), letters out of balance, long items, repeated and alike items,
-first lines that both splits share, items that are not in the raw set.
+splits, of one form or of both. Notes: answers beyond (B), letters out of balance, long items, repeated
+and alike items, first lines that both splits share, items that are not in the raw set, and what a
+behavior's file leaves out.
 """
 
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from utils.behaviors import Behavior, load_behavior
+from utils.data.choices import check_choices, split_choices
 from utils.data.duplicates import count_by_split, find_duplicates, fold
-from utils.data.records import ContrastPair, knowledge_item, load_records, record_text
-from utils.data.splitting import check_choices, clean_pair, first_line, pair_record, split_choices
+from utils.data.findings import Findings, examples, listed, percent
+from utils.data.records import (
+    ContrastPair,
+    Pair,
+    TextPair,
+    contrast_pair,
+    knowledge_item,
+    load_records,
+    record_text,
+    text_pairs_path,
+)
+from utils.data.splitting import (
+    MIN_PAIRS,
+    clean_pair,
+    clean_text_pair,
+    first_line,
+    pair_record,
+    prompts_of,
+    whole_text,
+)
 from utils.errors import UserError
 from utils.paths import DataPaths
 from utils.settings import ResultType
 
-MAX_CHARACTERS = 2000
-BALANCE_LIMIT = 0.6
-"""Largest share of matching answers at one letter that is not noted."""
-HAND_WRITTEN_OPEN_ENDED = frozenset({"sycophancy"})
 
-_HEADINGS = ("set", "raw", "generate", "test A/B", "open-ended", "(A) generate", "(A) test", "alike", "faults", "notes")
+@dataclass(frozen=True)
+class _Form:
+    """The sets of one form of a behavior's contrast pairs: where they are and what they hold, by index."""
 
-
-@dataclass
-class Report:
-    """What a check found in one behavior's sets, or in one knowledge set."""
-
-    name: str
-    counts: dict[str, str] = field(default_factory=dict)
-    """Cells of the table, by heading."""
-    faults: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    findings: Findings
+    generate_path: Path
+    test_path: Path
+    generate: dict[int, Pair]
+    test: dict[int, Pair]
 
 
-def check_behavior(paths: DataPaths, behavior: str) -> Report:
-    """Check the raw, generate, A/B and open-ended set of a behavior."""
-    report = Report(behavior)
-    raw_path = paths.raw_dataset(behavior)
-    raw = _load_items(raw_path, report, "raw", clean_pair) if raw_path.exists() else None
-    generate_path, test_path = paths.generate_dataset(behavior), paths.test_dataset(behavior, "ab")
+def check_behavior(paths: DataPaths, behavior: str) -> list[Findings]:
+    """Check a behavior's file, its sets of each form that there is, and its open-ended questions."""
+    forms = [_check_form(paths, behavior, text=text) for text in _forms(paths, behavior)]
+    findings = forms[0].findings
+    about = _check_file(paths, behavior, findings)
     open_path = paths.test_dataset(behavior, "open_ended")
-    generate = _load_items(generate_path, report, "generate", _load_clean_item)
-    test = _load_items(test_path, report, "test A/B", _load_clean_item)
-    questions = _load_items(open_path, report, "open-ended", _load_open_ended)
+    questions = _load_items(open_path, findings, "open-ended", _load_open_ended)
+    findings.note_long(open_path, questions)
+    if about is not None:
+        _compare_open_ended(open_path, questions, forms, findings, separately=about.open_ended_written_separately)
+    if len(forms) > 1:
+        _compare_forms(forms[0], forms[1])
+        _compare_forms(forms[1], forms[0])
+    return [form.findings for form in forms]
+
+
+def check_knowledge(paths: DataPaths, name: str, result_type: ResultType) -> Findings:
+    """Check the TruthfulQA or MMLU set."""
+    findings = Findings(name)
+    path = paths.test_dataset("", result_type)
+    if not path.exists():
+        findings.notes.append(f"{path} not found; only --type {result_type} needs it (the repository has one)")
+        return findings
+    items = _load_items(path, findings, "test", _load_knowledge)
+    letters = [record["correct"].strip()[1] for record in items.values()]
+    findings.counts["(A) test"] = percent(letters.count("A"), len(letters))
+    prompts = {index: record["prompt"] for index, record in items.items()}
+    findings.note_long(path, prompts)
+    findings.note_balance(path, letters, "correct")
+    duplicates = find_duplicates(list(prompts.values()))
+    findings.counts["alike"] = str(len(duplicates.pairs))
+    if duplicates.pairs:
+        findings.notes.append(
+            f"{path}: {len(duplicates.exact)} exact and {len(duplicates.near)} near duplicate pairs"
+            f"{examples(duplicates.pairs, list(prompts))}"
+        )
+    return findings
+
+
+# --- one behavior ----------------------------------------------------------------------------------
+
+
+def _check_file(paths: DataPaths, behavior: str, findings: Findings) -> Behavior | None:
+    try:
+        about = load_behavior(paths, behavior)
+    except UserError as err:
+        findings.faults.append(str(err))
+        return None
+    for key, value, use in (
+        ("system_prompts", about.system_prompts, "--system_prompt cannot be used"),
+        ("rubric", about.rubric, "a judge cannot score its answers"),
+    ):
+        if value is None:
+            findings.notes.append(f'{about.path}: no "{key}", so {use}')
+    return about
+
+
+def _forms(paths: DataPaths, behavior: str) -> list[bool]:
+    """Which forms there are, False for A/B and True for text; A/B where there is nothing, which is then a fault."""
+    generate_path = paths.generate_dataset(behavior)
+    holds_text = _begins_with_text(generate_path)
+    of_text = (
+        paths.raw_text_dataset(behavior),
+        paths.generate_text_dataset(behavior),
+        paths.test_text_dataset(behavior),
+    )
+    of_ab = [paths.raw_dataset(behavior), paths.test_dataset(behavior, "ab")]
+    has_text = holds_text or any(path.exists() for path in of_text)
+    has_ab = any(path.exists() for path in of_ab) or (generate_path.exists() and not holds_text)
+    return [text for text, there in ((False, has_ab or not has_text), (True, has_text)) if there]
+
+
+def _begins_with_text(path: Path) -> bool:
+    """Whether the first item of a set is a text pair."""
+    try:
+        return isinstance(contrast_pair(load_records(path, "")[0], path, 0), TextPair)
+    except UserError:
+        return False
+
+
+def _check_form(paths: DataPaths, behavior: str, *, text: bool) -> _Form:
+    """Check the raw, generate and test set of one form."""
+    clean: Callable[[Mapping[str, Any], Path, int], Pair]
+    if text:
+        findings, clean = Findings(f"{behavior}, text pairs"), clean_text_pair
+        raw_path, test_path = paths.raw_text_dataset(behavior), paths.test_text_dataset(behavior)
+        generate_path = text_pairs_path(paths, behavior)
+        if not _begins_with_text(generate_path):
+            generate_path = paths.generate_text_dataset(behavior)
+    else:
+        findings, clean = Findings(behavior), clean_pair
+        raw_path, generate_path = paths.raw_dataset(behavior), paths.generate_dataset(behavior)
+        test_path = paths.test_dataset(behavior, "ab")
+
+    def load_clean(record: dict[str, Any], path: Path, index: int) -> Pair:
+        return _cleaned(clean(record, path, index), record, path, index)
+
+    raw = _load_items(raw_path, findings, "raw", clean) if raw_path.exists() else None
+    generate = _load_items(generate_path, findings, "generate", load_clean)
+    test = _load_items(test_path, findings, "test", load_clean)
     for heading, path, pairs in (("(A) generate", generate_path, generate), ("(A) test", test_path, test)):
-        letters = [pair.matching_letter for pair in pairs.values()]
-        report.counts[heading] = _percent(letters.count("A"), len(letters))
-        _note_letters(path, pairs, report)
-        _note_long(path, {index: pair.question for index, pair in pairs.items()}, report)
-    _note_long(open_path, questions, report)
-    _compare_splits(generate_path, generate, test_path, test, report)
-    _compare_open_ended(open_path, questions, generate, test, report)
+        if not text:
+            letters = [pair.matching_letter for pair in pairs.values()]
+            findings.counts[heading] = percent(letters.count("A"), len(letters))
+            _note_letters(path, pairs, findings)
+        findings.note_long(path, {index: whole_text(pair) for index, pair in pairs.items()})
+    form = _Form(findings, generate_path, test_path, generate, test)
+    _compare_splits(form)
     if raw is not None:
+        if len(raw) < MIN_PAIRS:
+            findings.notes.append(f"{raw_path}: {len(raw)} sound items; at least {MIN_PAIRS} are needed to split it")
         known = set(raw.values())
         if strangers := sum(pair not in known for pair in (*generate.values(), *test.values())):
-            report.notes.append(f"{raw_path}: generate and test items that are not in this raw set: {strangers}")
-    return report
-
-
-def check_knowledge(paths: DataPaths, name: str, result_type: ResultType) -> Report:
-    """Check the TruthfulQA or MMLU set."""
-    report = Report(name)
-    path = paths.test_dataset("", result_type)
-    items = _load_items(path, report, "test A/B", _load_knowledge)
-    letters = [record["correct"].strip()[1] for record in items.values()]
-    report.counts["(A) test"] = _percent(letters.count("A"), len(letters))
-    prompts = {index: record["prompt"] for index, record in items.items()}
-    _note_long(path, prompts, report)
-    _note_balance(path, letters, "correct", report)
-    duplicates = find_duplicates(list(prompts.values()))
-    report.counts["alike"] = str(len(duplicates.pairs))
-    if duplicates.pairs:
-        report.notes.append(
-            f"{path}: {len(duplicates.exact)} exact and {len(duplicates.near)} near duplicate pairs"
-            f"{_examples(duplicates.pairs, list(prompts))}"
-        )
-    return report
-
-
-def format_table(reports: Sequence[Report]) -> str:
-    rows = [_HEADINGS] + [
-        (
-            report.name,
-            *(report.counts.get(heading, "-") for heading in _HEADINGS[1:-2]),
-            str(len(report.faults)),
-            str(len(report.notes)),
-        )
-        for report in reports
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
-    return "\n".join(
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in rows
-    )
+            findings.notes.append(f"{raw_path}: generate and test items that are not in this raw set: {strangers}")
+    return form
 
 
 def _load_items(
-    path: Path, report: Report, heading: str, load: Callable[[dict[str, Any], Path, int], Any]
+    path: Path, findings: Findings, heading: str, load: Callable[[dict[str, Any], Path, int], Any]
 ) -> dict[int, Any]:
     """The sound items by their index in the file; the others become faults."""
     try:
         records = load_records(path, "make or fetch it with ./process_raw_datasets.py")
     except UserError as err:
-        report.faults.append(str(err))
+        findings.faults.append(str(err))
         return {}
-    report.counts[heading] = str(len(records))
+    findings.counts[heading] = str(len(records))
     items = {}
     for index, record in enumerate(records):
         try:
             items[index] = load(record, path, index)
         except UserError as err:
-            report.faults.append(str(err))
+            findings.faults.append(str(err))
     return items
 
 
-def _load_clean_item(record: dict[str, Any], path: Path, index: int) -> ContrastPair:
-    pair = clean_pair(record, path, index)
+def _cleaned(pair: Pair, record: dict[str, Any], path: Path, index: int) -> Pair:
+    """The pair, which the record holds as it is."""
     for key, expected in pair_record(pair).items():
         if record[key] != expected:
             raise UserError(
@@ -148,91 +214,71 @@ def _load_knowledge(record: dict[str, Any], path: Path, index: int) -> dict[str,
     return record
 
 
-def _note_letters(path: Path, pairs: dict[int, ContrastPair], report: Report) -> None:
+# --- what is noted ---------------------------------------------------------------------------------
+
+
+def _note_letters(path: Path, pairs: dict[int, ContrastPair], findings: Findings) -> None:
     beyond = [i for i, pair in pairs.items() if not {pair.matching_letter, pair.other_letter} <= {"A", "B"}]
     if beyond:
-        report.notes.append(f"{path}: items with an answer beyond (B): {_listed(beyond)}")
-    _note_balance(path, [pair.matching_letter for pair in pairs.values()], "matching", report)
+        findings.notes.append(f"{path}: items with an answer beyond (B): {listed(beyond)}")
+    findings.note_balance(path, [pair.matching_letter for pair in pairs.values()], "matching")
 
 
-def _note_balance(path: Path, letters: Sequence[str], kind: str, report: Report) -> None:
-    if letters:
-        letter, n = Counter(letters).most_common(1)[0]
-        if n > BALANCE_LIMIT * len(letters):
-            share = _percent(n, len(letters))
-            report.notes.append(f"{path}: {n} of {len(letters)} {kind} answers ({share}) are at ({letter})")
-
-
-def _note_long(path: Path, texts: dict[int, str], report: Report) -> None:
-    if long := [index for index, text in texts.items() if len(text) > MAX_CHARACTERS]:
-        report.notes.append(f"{path}: items longer than {MAX_CHARACTERS} characters: {_listed(long)}")
-
-
-def _compare_splits(
-    generate_path: Path,
-    generate: dict[int, ContrastPair],
-    test_path: Path,
-    test: dict[int, ContrastPair],
-    report: Report,
-) -> None:
+def _compare_splits(form: _Form) -> None:
+    findings, generate, test = form.findings, form.generate, form.test
     labels = [f"generate {index}" for index in generate] + [f"test {index}" for index in test]
-    pairs = [*generate.values(), *test.values()]
-    duplicates = find_duplicates([pair.question for pair in pairs])
-    report.counts["alike"] = str(len(duplicates.pairs))
+    duplicates = find_duplicates([whole_text(pair) for pair in (*generate.values(), *test.values())])
+    findings.counts["alike"] = str(len(duplicates.pairs))
     test_indices = list(test)
     for i, j in duplicates.exact:
         if i < len(generate) <= j:
-            report.faults.append(
-                f"{test_path}, item {test_indices[j - len(generate)]}: the same question is item "
-                f"{list(generate)[i]} of {generate_path}"
+            findings.faults.append(
+                f"{form.test_path}, item {test_indices[j - len(generate)]}: the same question is item "
+                f"{list(generate)[i]} of {form.generate_path}"
             )
     for kind, found in (("exact", duplicates.exact), ("near", duplicates.near)):
         if found:
             in_generate, in_test, across = count_by_split(found, len(generate))
             n_test = len({j for i, j in found if i < len(generate) <= j})
-            report.notes.append(
-                f"{report.name}: {len(found)} {kind} duplicate pairs: {in_generate} within generate, {in_test} within "
-                f"test, {across} across the splits ({n_test} test items){_examples(found, labels)}"
+            findings.notes.append(
+                f"{findings.name}: {len(found)} {kind} duplicate pairs: {in_generate} within generate, "
+                f"{in_test} within test, {across} across the splits ({n_test} test items){examples(found, labels)}"
             )
     lines = {fold(first_line(pair.question)) for pair in generate.values()}
     if shared := [index for index, pair in test.items() if fold(first_line(pair.question)) in lines]:
-        report.notes.append(
-            f"{test_path}: test questions that share their first line with the generate set: {_listed(shared)}"
+        findings.notes.append(
+            f"{form.test_path}: test questions that share their first line with the generate set: {listed(shared)}"
+        )
+
+
+def _compare_forms(form: _Form, other: _Form) -> None:
+    """A question must not be tested in one form and generated from in the other."""
+    prompts = prompts_of(list(other.generate.values()))
+    if shared := [index for index, pair in form.test.items() if prompts_of([pair]) & prompts]:
+        form.findings.faults.append(
+            f"{form.test_path}: questions that stand in {other.generate_path} too: {listed(shared)}"
         )
 
 
 def _compare_open_ended(
-    path: Path,
-    questions: dict[int, str],
-    generate: dict[int, ContrastPair],
-    test: dict[int, ContrastPair],
-    report: Report,
+    path: Path, questions: dict[int, str], forms: Sequence[_Form], findings: Findings, *, separately: bool
 ) -> None:
     n_repeated = len(questions) - len({fold(question) for question in questions.values()})
     if n_repeated:
-        report.notes.append(f"{path}: open-ended questions that repeat an earlier one: {n_repeated}")
-    if report.name not in HAND_WRITTEN_OPEN_ENDED:
-        own = {fold(first_line(pair.question)) for pair in test.values()}
+        findings.notes.append(f"{path}: open-ended questions that repeat an earlier one: {n_repeated}")
+    if not separately:
+        own = {fold(line) for form in forms for pair in form.test.values() for line in _open_forms(pair)}
         if strangers := [index for index, question in questions.items() if fold(question) not in own]:
-            report.notes.append(
-                f"{path}: questions that are not the first line of an A/B test question: {_listed(strangers)}"
+            findings.notes.append(
+                f"{path}: questions that are not the first line of a test question: {listed(strangers)}"
             )
     else:
-        lines = {fold(first_line(pair.question)) for pair in generate.values()}
+        lines = {fold(line) for form in forms for pair in form.generate.values() for line in _open_forms(pair)}
         if shared := [index for index, question in questions.items() if fold(question) in lines]:
-            report.notes.append(f"{path}: questions that stand in the generate set: {_listed(shared)}")
+            findings.notes.append(f"{path}: questions that stand in the generate set: {listed(shared)}")
 
 
-def _percent(n: int, total: int) -> str:
-    return f"{100 * n / total:.1f}%" if total else "-"
-
-
-def _listed(indices: Sequence[int]) -> str:
-    """How many, and which."""
-    shown = ", ".join(map(str, indices[:5]))
-    return f"{len(indices)} (item {shown}{', ...' if len(indices) > 5 else ''})"
-
-
-def _examples(pairs: Sequence[tuple[int, int]], labels: Sequence[object]) -> str:
-    shown = "; ".join(f"{labels[i]} and {labels[j]}" for i, j in pairs[:3])
-    return f", e.g. {shown}"
+def _open_forms(pair: Pair) -> tuple[str, ...]:
+    """What an open-ended question made of the pair may say."""
+    line = first_line(pair.question)
+    return (pair.question, line) if isinstance(pair, TextPair) else (line,)

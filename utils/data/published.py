@@ -1,13 +1,14 @@
-"""Fetch the datasets of the CAA paper: pinned by size and sha256, resumed, installed whole or not at all.
+"""Fetch the datasets of the CAA paper: pinned by size and sha256, installed set by set, whole or not at all.
 
-A file is downloaded beside its target under a dot-file name. Only when every file of a set (one
-behavior, TruthfulQA, MMLU) is there and is the published one are they moved into place.
+A set (one behavior, TruthfulQA, MMLU) is downloaded into a folder beside the datasets. When every file of it
+is there and is the published one, they are moved into place; files of a set that failed wait there for the
+next run.
 """
 
 import logging
 import os
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -19,19 +20,18 @@ from utils.files.reading import sha256_of
 from utils.paths import DataPaths
 
 if TYPE_CHECKING:
-    from requests import Response, Session
+    from requests import Response
 
 log = logging.getLogger(__name__)
 
 PUBLISHED_URL = "https://raw.githubusercontent.com/nrimsky/CAA/main/datasets"
 KNOWLEDGE_SETS = ("truthfulqa", "mmlu")
 ATTEMPTS = 3
-"""Requests in a row that bring nothing new before a download is given up."""
-RETRY_WAIT_S = 1.0
+"""Requests for a file before it is given up."""
 TIMEOUT_S = (10.0, 30.0)
 """To connect, and between two arrivals of data."""
-_CHUNK_BYTES = 1 << 13
-"""What arrives of a chunk before the connection breaks off is lost, so chunks are small."""
+_DOWNLOADS = ".published.tmp"
+"""The folder in `datasets/` where sets are put together."""
 
 Kind = Literal["raw", "generate", "ab", "open_ended", "truthful_qa", "mmlu"]
 
@@ -88,31 +88,27 @@ _PINNED: Mapping[str, Mapping[Kind, tuple[int, str]]] = {
 
 
 class DownloadError(Exception):
-    """A file could not be had, or is not the published one; one line."""
-
-
-class _Unreachable(DownloadError):
-    """The server gave no answer at all."""
-
-
-class _Interrupted(Exception):
-    """A download stopped early; another request may bring the rest."""
+    """A file could not be fetched, or is not the published one; one line."""
 
 
 @dataclass(frozen=True)
 class PublishedFile:
     """One published file and where it goes."""
 
-    target: Path
+    datasets_dir: Path
     url_path: str
-    """Below the base address."""
+    """Below the base address, and below `datasets_dir`."""
     n_bytes: int
     sha256: str
 
     @property
-    def partial(self) -> Path:
-        """Where the download grows."""
-        return self.target.with_name(f".{self.target.name}.download.tmp")
+    def target(self) -> Path:
+        return self.datasets_dir / self.url_path
+
+    @property
+    def download(self) -> Path:
+        """Where it waits until its set is whole."""
+        return self.datasets_dir / _DOWNLOADS / self.url_path
 
     def is_installed(self) -> bool:
         return (
@@ -123,7 +119,13 @@ class PublishedFile:
 
 
 def published_files(paths: DataPaths, set_name: str) -> list[PublishedFile]:
-    """The files of a behavior, of "truthfulqa" or of "mmlu"."""
+    """The files of a behavior, of "truthfulqa" or of "mmlu".
+
+    Raises:
+        UserError: If that set is not among the published ones.
+    """
+    if set_name not in _PINNED:
+        raise UserError(f"there is no published set of {set_name}; leave it out of --behaviors")
     files = []
     for kind, (n_bytes, sha256) in _PINNED[set_name].items():
         match kind:
@@ -133,7 +135,8 @@ def published_files(paths: DataPaths, set_name: str) -> list[PublishedFile]:
                 target = paths.generate_dataset(set_name)
             case _:
                 target = paths.test_dataset(set_name, kind)
-        files.append(PublishedFile(target, target.relative_to(paths.datasets_dir).as_posix(), n_bytes, sha256))
+        url_path = target.relative_to(paths.datasets_dir).as_posix()
+        files.append(PublishedFile(paths.datasets_dir, url_path, n_bytes, sha256))
     return files
 
 
@@ -162,28 +165,77 @@ def fetch_sets(
         sets: The files to fetch, by set.
         base_url: Address of the folder that holds `raw/`, `generate/` and `test/`.
         command: For the provenance record.
-        advance: Called with numbers of bytes as they arrive.
+        advance: Called with the bytes of a file when it has come.
 
     Raises:
         UserError: If the server cannot be reached; the sets before it are installed.
     """
-    import requests
-
     failed = []
-    with requests.Session() as session:
-        for name, files in sets.items():
-            try:
-                for file in files:
-                    _fetch(session, file, base_url, advance)
-            except _Unreachable as err:
-                raise UserError(f"{err}; check the network, or name another address with --mirror") from err
-            except DownloadError as err:
-                log.error("%s: not installed: %s", name, err)
-                failed.append(name)
-                continue
-            _install(files, base_url, command)
-            log.info("%s: installed %d files", name, len(files))
+    for name, files in sets.items():
+        try:
+            for file in files:
+                _fetch(file, base_url)
+                advance(file.n_bytes)
+        except DownloadError as err:
+            log.error("%s: not installed: %s", name, err)
+            failed.append(name)
+            continue
+        _install(files, base_url, command)
+        log.info("%s: installed %d files", name, len(files))
+    if not failed:
+        for downloads in {file.datasets_dir / _DOWNLOADS for files in sets.values() for file in files}:
+            shutil.rmtree(downloads, ignore_errors=True)
     return failed
+
+
+def _fetch(file: PublishedFile, base_url: str) -> None:
+    """Bring `file.download` to the published content, where it is not there already.
+
+    Raises:
+        DownloadError: If the server does not have the published file.
+        UserError: If the server cannot be reached.
+    """
+    import pooch
+    from requests.exceptions import HTTPError, RequestException
+
+    pooch.get_logger().setLevel(logging.WARNING)
+    url, downloads = f"{base_url}/{file.url_path}", file.datasets_dir / _DOWNLOADS
+    registry = {file.url_path: f"sha256:{file.sha256}"}
+    source = pooch.create(downloads, f"{base_url}/", registry=registry, retry_if_failed=ATTEMPTS - 1)
+    downloader = pooch.HTTPDownloader(timeout=TIMEOUT_S, hooks={"response": _check_status})
+    try:
+        source.fetch(file.url_path, downloader=downloader)
+    except HTTPError as err:
+        raise DownloadError(str(err)) from err
+    except RequestException as err:
+        hint = "check the network, or name another address with --mirror"
+        raise UserError(f"{url}: {_describe(err)}; {hint}") from err
+    except ValueError as err:
+        raise DownloadError(f"{url}: its sha256 is not the published file's; damaged, or changed upstream") from err
+
+
+def _check_status(response: "Response", **_: object) -> None:
+    """Tell answers that may be another time, after which pooch asks again, from those that will not.
+
+    Raises:
+        requests.HTTPError: If the server is busy or has trouble.
+        DownloadError: If it refuses the request.
+    """
+    from requests.exceptions import HTTPError
+
+    if response.ok:
+        return
+    reason = f"{response.url}: the server answers {response.status_code} {response.reason}"
+    raise HTTPError(reason) if response.status_code == 429 or response.status_code >= 500 else DownloadError(reason)
+
+
+def _describe(err: Exception) -> str:
+    """A network error in a few words, without the library's nesting."""
+    from requests.exceptions import ChunkedEncodingError, Timeout
+
+    if isinstance(err, Timeout):
+        return "no answer in time"
+    return "the connection broke off" if isinstance(err, ChunkedEncodingError) else "no connection"
 
 
 def _install(files: Sequence[PublishedFile], base_url: str, command: str) -> None:
@@ -191,130 +243,4 @@ def _install(files: Sequence[PublishedFile], base_url: str, command: str) -> Non
         run = {"command": command, "source": f"{base_url}/{file.url_path}", "sha256": file.sha256}
         record_provenance(file.target.parent, [file.target.name], run)
     for file in files:
-        os.replace(file.partial, file.target)
-
-
-def _fetch(session: "Session", file: PublishedFile, base_url: str, advance: Callable[[int], object]) -> None:
-    """Bring `file.partial` to the published content.
-
-    Raises:
-        DownloadError: If that does not succeed. What can be resumed is kept, anything else removed.
-    """
-    file.partial.parent.mkdir(parents=True, exist_ok=True)
-    url = f"{base_url}/{file.url_path}"
-    is_fresh = not _size(file.partial)
-    _request_all(session, file, url, advance)
-    if not is_fresh and sha256_of(file.partial) != file.sha256:
-        log.warning("%s: the part downloaded earlier does not fit; starting again", url)
-        file.partial.unlink()
-        _request_all(session, file, url, advance)
-    if sha256_of(file.partial) != file.sha256:
-        file.partial.unlink()
-        raise DownloadError(f"{url}: its sha256 is not the published file's; damaged, or changed upstream")
-
-
-def _request_all(session: "Session", file: PublishedFile, url: str, advance: Callable[[int], object]) -> None:
-    """Ask until `file.partial` has its full size, or ATTEMPTS times in a row in vain."""
-    largest, n_in_vain = _size(file.partial), 0
-    while True:
-        try:
-            return _request_rest(session, file, url, advance)
-        except _Interrupted as err:
-            kept = _size(file.partial)
-            n_in_vain = 0 if kept > largest else n_in_vain + 1
-            largest = max(largest, kept)
-            if n_in_vain == ATTEMPTS:
-                if not kept and err.__cause__ is not None:
-                    raise _Unreachable(f"{url}: {err}") from err
-                resume = f"; {kept} of {file.n_bytes} bytes are kept: run again to resume" if kept else ""
-                raise DownloadError(f"{url}: {err}{resume}") from err
-            time.sleep(RETRY_WAIT_S * n_in_vain)
-
-
-def _request_rest(session: "Session", file: PublishedFile, url: str, advance: Callable[[int], object]) -> None:
-    """Ask for what is missing of `file.partial` and append it.
-
-    Raises:
-        _Interrupted: If less came; asking again may help.
-        DownloadError: If asking again would not help.
-    """
-    import requests
-
-    have = _size(file.partial)
-    if have > file.n_bytes:
-        file.partial.unlink()
-        have = 0
-    if have == file.n_bytes:
-        return
-    # ranges of a compressed stream would not be ranges of the file
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    try:
-        with session.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as response:
-            start = _start_of(response, have, file, url)
-            _append(response.iter_content(_CHUNK_BYTES), start, file, url, advance)
-    except requests.exceptions.RequestException as err:
-        raise _Interrupted(_describe(err)) from err
-    if _size(file.partial) < file.n_bytes:
-        raise _Interrupted("the answer ended early")
-
-
-def _start_of(response: "Response", have: int, file: PublishedFile, url: str) -> int:
-    """The position in the file at which the response's content starts."""
-    status = response.status_code
-    if status == 429 or status >= 500:
-        raise _Interrupted(f"the server answers {status} {response.reason}")
-    if have and status == 416:
-        file.partial.unlink()
-        raise DownloadError(f"{url}: is shorter there than the published file; damaged, or changed upstream")
-    if status not in (200, 206):
-        raise DownloadError(f"{url}: the server answers {status} {response.reason}")
-    start = have if status == 206 else 0
-    if status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-        file.partial.unlink(missing_ok=True)
-        raise DownloadError(f"{url}: the server answers with another part than asked for; run again to start anew")
-    announced = response.headers.get("Content-Length", "")
-    if announced.isdigit() and "Content-Encoding" not in response.headers and start + int(announced) != file.n_bytes:
-        file.partial.unlink(missing_ok=True)
-        raise DownloadError(
-            f"{url}: has {start + int(announced)} bytes there, the published file has {file.n_bytes}; "
-            "damaged, or changed upstream"
-        )
-    return start
-
-
-def _append(
-    chunks: Iterable[bytes], start: int, file: PublishedFile, url: str, advance: Callable[[int], object]
-) -> None:
-    how = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | (os.O_APPEND if start else os.O_TRUNC)
-    with os.fdopen(os.open(file.partial, how, 0o644), "ab" if start else "wb") as partial:
-        for chunk in chunks:
-            start += len(chunk)
-            if start > file.n_bytes:
-                break
-            partial.write(chunk)
-            advance(len(chunk))
-        partial.flush()
-        os.fsync(partial.fileno())
-    if start > file.n_bytes:
-        file.partial.unlink()
-        raise DownloadError(f"{url}: is longer there than the published file; damaged, or changed upstream")
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _describe(err: Exception) -> str:
-    """A network error in a few words, without the library's nesting."""
-    import requests
-
-    if isinstance(err, requests.exceptions.Timeout):
-        return "no answer in time"
-    if isinstance(err, requests.exceptions.ChunkedEncodingError):
-        return "the connection broke off"
-    cause: BaseException | None = err
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return f"no connection ({cause.strerror})"
-        cause = cause.__cause__ or cause.__context__
-    return "no connection"
+        os.replace(file.download, file.target)

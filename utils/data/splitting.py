@@ -1,64 +1,106 @@
-"""From a raw dataset to its generate and test sets: cleaning, choices, splitting."""
+"""From a raw dataset to its generate and test sets: cleaning and splitting."""
 
 import random
-import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+from utils.data.choices import check_choices, split_choices
 from utils.data.duplicates import Duplicates, fold
-from utils.data.records import ContrastPair, ab_item, load_records
+from utils.data.records import (
+    ANSWER_KEYS,
+    MATCHING_KEY,
+    OTHER_KEY,
+    ContrastPair,
+    Pair,
+    TextPair,
+    contrast_pair,
+    load_records,
+)
 from utils.errors import UserError
 
 N_TEST = 50
 MAX_GENERATE = 1000
 MIN_GENERATE = 10
+"""Or half of the set, where that is fewer."""
+MIN_PAIRS = 8
 
-_ANSWER_KEYS = ("answer_matching_behavior", "answer_not_matching_behavior")
-_CHOICE = re.compile(r"^[ \t]*\(([A-Z])\)[ \t]*", re.MULTILINE)
-_CHOICES_HEADING = re.compile(r"(?:\A|\n)[ \t]*Choices:\s*\Z")
+P = TypeVar("P", ContrastPair, TextPair)
 
 
 @dataclass(frozen=True)
-class Splits:
-    generate: list[ContrastPair]
-    test: list[ContrastPair]
+class Splits(Generic[P]):
+    generate: list[P]
+    test: list[P]
     n_left_out: int
-    """Items beyond MAX_GENERATE."""
+    """Items beyond MAX_GENERATE, and those whose question is tested in the other form."""
 
 
 def load_raw_pairs(path: Path, hint: str = "") -> list[ContrastPair]:
-    """Load and clean a raw dataset.
+    """Load and clean a raw dataset of A/B form.
 
     Raises:
-        UserError: If the file is missing or an item is no contrast pair; names file, item and key.
+        UserError: If the file is missing or an item is not such a pair; names file, item and key.
     """
     return [clean_pair(record, path, index) for index, record in enumerate(load_records(path, hint))]
 
 
+def load_raw_text_pairs(path: Path, hint: str = "") -> list[TextPair]:
+    """Load and clean a raw dataset of text form.
+
+    Raises:
+        UserError: As `load_raw_pairs`.
+    """
+    return [clean_text_pair(record, path, index) for index, record in enumerate(load_records(path, hint))]
+
+
 def clean_pair(record: Mapping[str, Any], path: Path, index: int) -> ContrastPair:
-    """A raw record as the published sets have it.
+    """A raw record of A/B form as the published sets have it.
 
     The markers "Question:" before and "Answer:" after the question go, and the blanks around the
     question and the answers. Of several answers in a list the first one counts.
 
     Raises:
-        UserError: If it is no contrast pair, or an answer is not among the question's choices.
+        UserError: If it is not a contrast pair, or an answer is not among the question's choices.
     """
+    pair = contrast_pair(_plain(record, path, index), path, index)
+    if isinstance(pair, TextPair):
+        raise UserError(
+            f"{path}, item {index}: a text pair (a question without choices) in an A/B set; "
+            f"text pairs belong in a file of their own, such as {path.stem}_text.json"
+        )
+    check_choices(pair.question, (pair.matching_letter, pair.other_letter), f"{path}, item {index}")
+    return pair
+
+
+def clean_text_pair(record: Mapping[str, Any], path: Path, index: int) -> TextPair:
+    """A raw record of text form, cleaned like those of A/B form.
+
+    Raises:
+        UserError: If it is not a contrast pair of text form.
+    """
+    pair = contrast_pair(_plain(record, path, index), path, index)
+    if isinstance(pair, ContrastPair):
+        raise UserError(
+            f"{path}, item {index}: an A/B pair (a question with choices, or letters as answers) in a set of text "
+            "pairs; A/B pairs belong in a file of their own"
+        )
+    return TextPair(pair.question, pair.matching.strip(), pair.other.strip())
+
+
+def _plain(record: Mapping[str, Any], path: Path, index: int) -> dict[str, Any]:
+    """The record with a clean question and one answer a key."""
     plain = dict(record)
     if isinstance(question := plain.get("question"), str):
         plain["question"] = clean_question(question)
-    for key in _ANSWER_KEYS:
+    for key in ANSWER_KEYS:
         if isinstance(answers := plain.get(key), list):
             if not answers:
                 raise UserError(f"{path}, item {index}, key {key!r}: the list of answers is empty")
             plain[key] = answers[0]
-    item = ab_item(plain, path, index)
-    check_choices(item.question, (item.target_letter, item.other_letter), f"{path}, item {index}")
-    return ContrastPair(item.question, item.target_letter, item.other_letter)
+    return plain
 
 
 def clean_question(question: str) -> str:
@@ -68,92 +110,105 @@ def clean_question(question: str) -> str:
     return question
 
 
-def pair_record(pair: ContrastPair) -> dict[str, str]:
+def pair_record(pair: Pair) -> dict[str, str]:
     """The pair as it stands in generate and test sets."""
-    return {
-        "question": pair.question,
-        "answer_matching_behavior": f"({pair.matching_letter})",
-        "answer_not_matching_behavior": f"({pair.other_letter})",
-    }
-
-
-def split_choices(question: str) -> tuple[str, dict[str, str]]:
-    """The prompt before the choices, and each choice's text by its letter, both without outer blanks.
-
-    A choice starts on a line of its own with its letter: " (A) Yes".
-    """
-    marks = list(_CHOICE.finditer(question))
-    if not marks:
-        return question.strip(), {}
-    prompt = _CHOICES_HEADING.sub("", question[: marks[0].start()].rstrip()).strip()
-    ends = [following.start() for _, following in pairwise(marks)] + [len(question)]
-    texts = [question[mark.end() : end].strip() for mark, end in zip(marks, ends, strict=True)]
-    return prompt, {mark.group(1): text for mark, text in zip(marks, texts, strict=True)}
-
-
-def check_choices(question: str, answer_letters: Collection[str], where: str) -> None:
-    """Refuse a question whose choices are missing, empty, out of order, or lack an answer's letter.
-
-    Raises:
-        UserError: Starting with `where`.
-    """
-    prompt, choices = split_choices(question)
-    letters = "".join(mark.group(1) for mark in _CHOICE.finditer(question))
-    if len(letters) < 2:
-        raise UserError(f"{where}: expected at least two choices on lines such as ' (A) Yes', found {len(letters)}")
-    if letters != "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(letters)]:
-        raise UserError(f"{where}: the choices are lettered {', '.join(letters)}; expected A, B, ... in order")
-    if absent := [letter for letter in answer_letters if letter not in choices]:
-        raise UserError(f"{where}: answer ({absent[0]}) is not among the choices {', '.join(letters)}")
-    if empty := [letter for letter, text in choices.items() if not text]:
-        raise UserError(f"{where}: choice ({empty[0]}) is empty")
-    if not prompt:
-        raise UserError(f"{where}: there is no question before the choices")
+    if isinstance(pair, TextPair):
+        answers = (pair.matching, pair.other)
+    else:
+        answers = (f"({pair.matching_letter})", f"({pair.other_letter})")
+    return {"question": pair.question, MATCHING_KEY: answers[0], OTHER_KEY: answers[1]}
 
 
 def first_line(question: str) -> str:
-    """The open-ended form of a question: its first line, without the choices."""
+    """The open-ended form of a question with choices: its first line."""
     return question.strip().split("\n", 1)[0].strip()
 
 
-def split_pairs(pairs: Sequence[ContrastPair], duplicates: Duplicates, seed: int, source: Path) -> Splits:
-    """Shuffle and split: N_TEST items for the test set, up to MAX_GENERATE of the rest for the generate set.
+def whole_text(pair: Pair) -> str:
+    """Question and answers, which duplicates are looked for in."""
+    return f"{pair.question}\n{pair.matching}\n{pair.other}" if isinstance(pair, TextPair) else pair.question
+
+
+def prompts_of(pairs: Sequence[Pair]) -> set[str]:
+    """What is asked, without choices: equal for the same question in both forms."""
+    return {_prompt(pair) for pair in pairs}
+
+
+def _prompt(pair: Pair) -> str:
+    return fold(split_choices(pair.question)[0])
+
+
+def split_pairs(
+    pairs: Sequence[P],
+    duplicates: Duplicates,
+    seed: int,
+    source: Path,
+    n_test: int = N_TEST,
+    other_form: Splits[Any] | None = None,
+) -> Splits[P]:
+    """Shuffle and split: n_test items for the test set, up to MAX_GENERATE of the rest for the generate set.
 
     Both sets have the raw set's shares of matching letters, as nearly as whole items allow. Exact
     duplicates all go to the generate side. So do near duplicates and items with the same first
-    line, as long as enough others are there for the test set.
+    line, as long as enough others are there for the test set. A question that the other form of
+    the behavior has too goes to the same side.
 
     Args:
         pairs: The cleaned raw set.
-        duplicates: Of the pairs' questions.
+        duplicates: Of the pairs' whole texts.
         seed: Of the shuffle.
         source: The raw set's path, for messages.
+        n_test: Items of the test set.
+        other_form: The splits of the behavior's pairs of the other form.
 
     Raises:
         UserError: If there are too few items.
     """
+    generated, tested = (prompts_of(other_form.generate), prompts_of(other_form.test)) if other_form else (set(), set())
+    prompts = [_prompt(pair) for pair in pairs]
     repeated = {position for pair in duplicates.exact for position in pair}
-    n_single = len(pairs) - len(repeated)
-    if n_single < N_TEST or len(pairs) < N_TEST + MIN_GENERATE:
-        raise UserError(
-            f"{source}: {len(pairs)} items, {n_single} of them without an exact duplicate, are too few to split; "
-            f"needs at least {N_TEST + MIN_GENERATE} items: {N_TEST} single ones to test, {MIN_GENERATE} to generate"
-        )
+    testable = {i for i in range(len(pairs)) if i not in repeated and prompts[i] not in generated}
+    _check_numbers(len(pairs), len(testable), n_test, source, is_second=other_form is not None)
     order = list(range(len(pairs)))
     random.Random(seed).shuffle(order)
     related = _related_positions(pairs, duplicates)
-    candidates = sorted((i for i in order if i not in repeated), key=lambda i: i in related)
-    test = _take(pairs, candidates, N_TEST, order)
-    rest = [i for i in order if i not in test]
+    candidates = sorted((i for i in order if i in testable), key=lambda i: (prompts[i] not in tested, i in related))
+    test = _take(pairs, candidates, n_test, order)
+    rest = [i for i in order if i not in test and prompts[i] not in tested]
+    if len(rest) < _min_generate(len(pairs)):
+        raise UserError(
+            f"{source}: {len(rest)} pairs are left to generate from, the other questions being tested, here or in "
+            f"the other form; add pairs with questions of their own, or run with a smaller --n_test than {n_test}"
+        )
     generate = _take(pairs, rest, min(len(rest), MAX_GENERATE), rest)
     return Splits(
         generate=[pairs[i] for i in rest if i in generate],
         test=[pairs[i] for i in order if i in test],
-        n_left_out=len(rest) - len(generate),
+        n_left_out=len(pairs) - len(test) - len(generate),
     )
 
 
-def _related_positions(pairs: Sequence[ContrastPair], duplicates: Duplicates) -> set[int]:
+def _min_generate(n_pairs: int) -> int:
+    return min(MIN_GENERATE, (n_pairs + 1) // 2)
+
+
+def _check_numbers(n_pairs: int, n_testable: int, n_test: int, source: Path, *, is_second: bool) -> None:
+    """`is_second`: the behavior's pairs of the other form have been split before."""
+    most = min(n_testable, n_pairs - _min_generate(n_pairs))
+    if n_pairs >= MIN_PAIRS and n_test <= most:
+        return
+    elsewhere = " and outside the other form's generate set" if is_second else ""
+    found = f"{source}: {n_pairs} items, {n_testable} of them without an exact duplicate{elsewhere},"
+    if n_pairs < MIN_PAIRS:
+        otherwise = ", or delete it to do without text pairs" if is_second else ""
+        raise UserError(f"{found} are too few to split; needs at least {MIN_PAIRS} items{otherwise}")
+    otherwise = f", or run with --n_test {most} or less" if most else ""
+    raise UserError(
+        f"{found} are too few for {n_test} to test and {_min_generate(n_pairs)} to generate from; add items{otherwise}"
+    )
+
+
+def _related_positions(pairs: Sequence[Pair], duplicates: Duplicates) -> set[int]:
     """Positions of items that have a near duplicate or share their first line with another."""
     first_lines = [fold(first_line(pair.question)) for pair in pairs]
     times = Counter(first_lines)
@@ -161,14 +216,19 @@ def _related_positions(pairs: Sequence[ContrastPair], duplicates: Duplicates) ->
     return shared.union(*duplicates.near)
 
 
-def _take(pairs: Sequence[ContrastPair], candidates: Sequence[int], n: int, population: Sequence[int]) -> set[int]:
+def _letter(pair: Pair) -> str:
+    """The matching letter, whose shares the splits keep; text pairs have none."""
+    return pair.matching_letter if isinstance(pair, ContrastPair) else ""
+
+
+def _take(pairs: Sequence[Pair], candidates: Sequence[int], n: int, population: Sequence[int]) -> set[int]:
     """The first `n` candidates, with the population's shares of matching letters."""
-    wanted = Counter(pairs[i].matching_letter for i in population)
-    quota = _proportional(n, wanted, Counter(pairs[i].matching_letter for i in candidates))
+    wanted = Counter(_letter(pairs[i]) for i in population)
+    quota = _proportional(n, wanted, Counter(_letter(pairs[i]) for i in candidates))
     taken = set()
     for i in candidates:
-        if quota[pairs[i].matching_letter]:
-            quota[pairs[i].matching_letter] -= 1
+        if quota[_letter(pairs[i])]:
+            quota[_letter(pairs[i])] -= 1
             taken.add(i)
     return taken
 

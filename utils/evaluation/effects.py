@@ -1,13 +1,13 @@
 """From result files to the numbers of a figure: means, changes, tests and steerability by layer."""
 
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
+from decimal import Decimal
 
 import numpy as np
 
+from utils.data.estimates import Estimate
 from utils.evaluation.metrics import (
-    Estimate,
     FloatArray,
     Steerability,
     holm,
@@ -19,10 +19,10 @@ from utils.evaluation.metrics import (
 )
 from utils.evaluation.results import ItemValues, ResultFiles, align
 from utils.model.checkpoints import ModelChoice
+from utils.paths import DataPaths
 from utils.settings import SteeringSettings
 
 ALPHA = 0.05
-WEIGHTS_FOLDER_IN_NAME = "finetuned_models-"
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,10 @@ class Point:
 
 @dataclass
 class Missing:
-    """Results that were looked for in vain, to be named with the command that makes them."""
+    """Results that are not there, to be named with the command that makes them."""
 
     choice: ModelChoice
+    paths: DataPaths
     wanted: set[SteeringSettings] = field(default_factory=set)
 
     def add(self, settings: SteeringSettings) -> None:
@@ -80,25 +81,17 @@ class Missing:
             multipliers.setdefault((like, tuple(sorted(found))), set()).add(multiplier)
         lines = []
         for (like, of_layers), of_multipliers in sorted(multipliers.items(), key=str):
-            command = evaluation_command([like.behavior], of_layers, sorted(of_multipliers), like, self.choice)
+            command = evaluation_command(
+                [like.behavior], of_layers, sorted(of_multipliers), like, self.choice, self.paths
+            )
+            differing = f" ({words})" if (words := like.differing()) else ""
             where = f"layer {_listed(of_layers)}, multiplier {_listed(sorted(of_multipliers))}"
-            lines.append(f"missing: {like.behavior}, {where}{_differing(like)}; run: {command}")
+            lines.append(f"missing: {like.behavior}, {where}{differing}; run: {command}")
         return lines
 
 
 def _listed(values: Iterable[float]) -> str:
     return " ".join(f"{value:g}" for value in values)
-
-
-def _differing(settings: SteeringSettings) -> str:
-    """The settings beyond layer, multiplier, behavior and type, in words."""
-    parts = [
-        f"{key.name}={value}"
-        for key in fields(settings)
-        if key.name not in ("layer", "multiplier", "behavior", "type", "model", "model_size", "use_base_model")
-        and (value := getattr(settings, key.name)) != key.default
-    ]
-    return f" ({', '.join(parts)})" if parts else ""
 
 
 def evaluation_command(
@@ -107,25 +100,23 @@ def evaluation_command(
     multipliers: Sequence[float],
     like: SteeringSettings,
     choice: ModelChoice,
+    paths: DataPaths,
 ) -> str:
     """The command that makes these results; no layers or multipliers stand for the script's defaults."""
-    words = ["./prompting_with_steering.py", "--behaviors", *behaviors]
-    words += ["--layers", *map(str, layers)] if layers else []
-    words += ["--multipliers", *(f"{value:g}" for value in multipliers)] if multipliers else []
-    words += ["--type", like.type, *shlex.split(choice.command_flags)]
-    for key in ("system_prompt", "override_vector", "override_vector_model", "vector_behavior"):
-        if (value := getattr(like, key)) is not None:
-            words += [f"--{key}", str(value)]
-    if like.steer_positions != "end_of_prompt":
-        words += ["--steer_positions", like.steer_positions]
-    if (weights := like.override_model_weights_path) is not None:
-        if weights.startswith(WEIGHTS_FOLDER_IN_NAME):
-            weights = "finetuned_models/" + weights.removeprefix(WEIGHTS_FOLDER_IN_NAME)
-        words += ["--override_model_weights_path", weights]
-    command = shlex.join(words)
-    if like.type == "open_ended":
-        command += f" && {shlex.join(['./scoring.py', '--behaviors', *behaviors])}"
-    return command
+    swept: list[object] = ["--behaviors", *behaviors]
+    swept += ["--layers", *layers] if layers else []
+    swept += ["--multipliers", *map(_typed, multipliers)] if multipliers else []
+    like_this = like.command_words(lambda name: str(paths.weights_of_name(name)))
+    command = paths.command("prompting_with_steering", *swept, *like_this, *choice.command_words)
+    if like.type != "open_ended":
+        return command
+    return f"{command} && {paths.command('scoring', *swept, *choice.command_words)}"
+
+
+def _typed(number: float) -> str:
+    """A number as a command line takes it: exact, and without an exponent, which argparse takes for a flag."""
+    text = f"{number:g}"
+    return text if float(text) == number and "e" not in text else f"{Decimal(repr(number)):f}"
 
 
 def measure(

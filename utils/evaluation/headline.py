@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from utils.behaviors import get_behavior
+from utils.behaviors import Behavior, load_behavior
+from utils.data.estimates import Estimate
 from utils.evaluation.effects import Point, layer_steerabilities
-from utils.evaluation.metrics import Estimate, Steerability
+from utils.evaluation.metrics import Steerability
 from utils.figures.effects import Y_LABELS
 from utils.figures.results import Task
 from utils.settings import ResultType
@@ -20,7 +21,7 @@ CHOICE_NOTE = (
 class BehaviorHeadline:
     """One behavior at its best layer."""
 
-    behavior: str
+    behavior: Behavior
     points: tuple[Point, ...]
     """At the outer multipliers and 0, in order."""
     steerability: Steerability | None
@@ -53,7 +54,8 @@ def headline_of(task: Task) -> Headline:
         if behavior in task.headline:
             points = best_layer(task.headline[behavior])
             found = layer_steerabilities(points, task.args.seed) if task.result_type == "ab" else []
-            behaviors.append(BehaviorHeadline(behavior, tuple(points), found[0].steerability if found else None))
+            described = load_behavior(task.paths, behavior)
+            behaviors.append(BehaviorHeadline(described, tuple(points), found[0].steerability if found else None))
     several = any(len({point.layer for point in points}) > 1 for points in task.headline.values())
     return Headline(task.choice.label, task.result_type, tuple(behaviors), several)
 
@@ -76,9 +78,7 @@ def headline_lines(headline: Headline) -> list[str]:
     for one in headline.behaviors:
         means = "   ".join(f"{point.multiplier:g}: {interval(point.mean)}" for point in one.points)
         counts = one.points[0].mean
-        lines.append(
-            f"  {get_behavior(one.behavior).label}, layer {one.layer}, n={counts.n} of {counts.n_total}: {means}"
-        )
+        lines.append(f"  {one.behavior.label}, layer {one.layer}, n={counts.n} of {counts.n_total}: {means}")
         if changes := "   ".join(f"{p.multiplier:g}: {interval(p.change, 4)}" for p in one.points if p.change.exists):
             lines.append(f"    change from multiplier 0: {changes}")
         if one.steerability:

@@ -12,29 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from utils.data.estimates import CONFIDENCE, Estimate, share_estimate
+
 FloatArray = NDArray[np.float64]
 
-CONFIDENCE = 0.95
 N_RESAMPLES = 2000
 N_SIGN_FLIPS = 50_000
 _MAX_RESAMPLED_VALUES = 8_000_000  # float64 values held at once while resampling, 64 MB
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A statistic over items with its 95% confidence interval; NaN where it is not defined."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-    """Items that it covers."""
-    n_total: int
-    """Items that there are."""
-
-    @property
-    def exists(self) -> bool:
-        return bool(np.isfinite(self.value))
 
 
 def mean_estimates(values: FloatArray, seed: int, n_resamples: int = N_RESAMPLES) -> list[Estimate]:
@@ -101,14 +85,6 @@ def _bca_interval(sample: FloatArray, seed: int, n_resamples: int) -> tuple[Floa
 
 def _batch(size: int) -> int:
     return max(1, _MAX_RESAMPLED_VALUES // size)
-
-
-def share_estimate(n_true: int, n: int, n_total: int) -> Estimate:
-    """A share of items with its Wilson score interval."""
-    if n == 0:
-        return Estimate(np.nan, np.nan, np.nan, 0, n_total)
-    interval = stats.binomtest(n_true, n).proportion_ci(CONFIDENCE, method="wilson")
-    return Estimate(n_true / n, float(interval.low), float(interval.high), n, n_total)
 
 
 def paired_p_values(differences: FloatArray, seed: int, n_flips: int = N_SIGN_FLIPS) -> FloatArray:

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -260,7 +260,7 @@ class ResultFiles:
             return found
         if settings.multiplier != 0:
             return None
-        same = (at for at in self.paths if at.multiplier == 0 and unsteered(at) == unsteered(settings))
+        same = (at for at in self.paths if at.multiplier == 0 and at.unsteered() == settings.unsteered())
         return next((found for at in same if (found := self._load(self.paths[at])) is not None), None)
 
     @property
@@ -281,8 +281,7 @@ class ResultFiles:
 
     def of_model(self, like: SteeringSettings) -> list[SteeringSettings]:
         """All settings with results of the model that `like` names."""
-        model = (like.model_size, like.model, like.use_base_model)
-        return [at for at in self.paths if (at.model_size, at.model, at.use_base_model) == model]
+        return [at for at in self.paths if at.same_model(like)]
 
     def layers(self, like: SteeringSettings) -> list[int]:
         """Layers with a result that differs from `like` in layer and multiplier only."""
@@ -291,15 +290,3 @@ class ResultFiles:
     def multipliers(self, like: SteeringSettings, layer: int) -> list[float]:
         """Multipliers with a result at that layer that otherwise is like `like`."""
         return sorted(at.multiplier for at in self.paths if at == like.at(layer, at.multiplier))
-
-
-def unsteered(settings: SteeringSettings) -> SteeringSettings:
-    """What is left of the settings when nothing is added: layer, multiplier and vector do not matter."""
-    return replace(
-        settings,
-        layer=0,
-        multiplier=0.0,
-        override_vector=None,
-        override_vector_model=None,
-        steer_positions="end_of_prompt",
-    )

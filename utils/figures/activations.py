@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.behaviors import get_behavior
+from utils.behaviors import Behavior
 from utils.data.records import ContrastPair
 from utils.figures.effects import meaning_note
 from utils.figures.style import (
@@ -49,7 +49,7 @@ _NOTES = (
 class Drawn:
     """What the points of a figure are."""
 
-    behavior: str
+    behavior: Behavior
     model_label: str
     pairs: Sequence[ContrastPair]
     seed: int
@@ -61,7 +61,7 @@ class Drawn:
         return [pair.matching_letter for pair in self.pairs] + [pair.other_letter for pair in self.pairs]
 
     def title(self, where: str) -> str:
-        return f"{get_behavior(self.behavior).label}, {where}, {self.model_label} (PCA)"
+        return f"{self.behavior.label}, {where}, {self.model_label} (PCA)"
 
 
 def plot_layer(stem: Path, drawn: Drawn, view: LayerActivations) -> list[Path]:
@@ -191,7 +191,7 @@ def layer_table(drawn: Drawn, view: LayerActivations) -> Table:
     ]
     apart = view.separation.pairs_apart
     numbers = (
-        f"layer={view.layer} model={drawn.model_label} behavior={drawn.behavior} "
+        f"layer={view.layer} model={drawn.model_label} behavior={drawn.behavior.id} "
         f"explained_1={view.projection.explained[0]!r} explained_2={view.projection.explained[1]!r}",
         f"auc={view.separation.auc!r} pairs_apart={apart.value!r} apart_low={apart.low!r} apart_high={apart.high!r} "
         f"n_balanced={apart.n} n_pairs={n_pairs} steering_vector_norm={view.vector_norm!r}",

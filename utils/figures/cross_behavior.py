@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from utils.behaviors import BEHAVIORS, get_behavior
-from utils.evaluation.metrics import Estimate, mean_estimates
+from utils.behaviors import list_behaviors
+from utils.data.estimates import Estimate
+from utils.evaluation.metrics import mean_estimates
 from utils.evaluation.results import ItemValues, align
 from utils.figures.effects import against_the_name
 from utils.figures.results import Task
@@ -71,8 +72,9 @@ def measure_matrix(
     task: Task, layer: int, low: float, high: float, found: Sequence[tuple[str, SteeringSettings]]
 ) -> CrossMatrix:
     named = {at.vector_behavior for _, at in found}
-    targets = tuple(b for b in BEHAVIORS if b in {target for target, _ in found} | (named & set(task.args.behaviors)))
-    sources = tuple(behavior for behavior in BEHAVIORS if behavior in named)
+    known = list_behaviors(task.paths)
+    targets = tuple(b for b in known if b in {target for target, _ in found} | (named & set(task.args.behaviors)))
+    sources = tuple(behavior for behavior in known if behavior in named)
     cells = {}
     for source in sources:
         for target in targets:
@@ -141,8 +143,8 @@ def draw_matrix(task: Task, matrix: CrossMatrix) -> None:
         image = ax.imshow(np.ma.masked_invalid(values), cmap=colors, vmin=-limit, vmax=limit, aspect="auto")
         ax.grid(False)
         ax.tick_params(length=0)
-        ax.set_xticks(range(n_columns), [get_behavior(b).label for b in matrix.targets], rotation=30, ha="right")
-        ax.set_yticks(range(n_rows), [get_behavior(b).label for b in matrix.sources])
+        ax.set_xticks(range(n_columns), [task.about(b).label for b in matrix.targets], rotation=30, ha="right")
+        ax.set_yticks(range(n_rows), [task.about(b).label for b in matrix.sources])
         ax.set_xlabel("behavior evaluated")
         ax.set_ylabel("behavior of the vector")
         for (source, target), change in matrix.cells.items():
@@ -154,6 +156,6 @@ def draw_matrix(task: Task, matrix: CrossMatrix) -> None:
         bar.set_label(f"change of p(matching)\nfrom multiplier {matrix.low:g} to {matrix.high:g}")
         missing = "grey: no results" if np.isnan(values).any() else ""
         title = task.title("Vectors on other behaviors", f"layer {matrix.layer}")
-        warning = against_the_name(matrix.targets, task.result_type) or ""
+        warning = against_the_name(task.paths, matrix.targets, task.result_type) or ""
         set_title(figure, title, "*: the 95% interval over items leaves out 0", missing, warning)
         task.wrote(save_figure(figure, stem, matrix_table(matrix)))

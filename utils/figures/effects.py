@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.behaviors import get_behavior
+from utils.behaviors import Behavior, load_behavior
+from utils.data.estimates import Estimate
 from utils.evaluation.effects import ALPHA, LayerSteerability, LetterUse, Point
-from utils.evaluation.metrics import Estimate, mean_estimates
+from utils.evaluation.metrics import mean_estimates
 from utils.figures.style import (
     COLUMN_WIDTH,
     LAYER_LABEL,
@@ -29,6 +30,7 @@ from utils.figures.style import (
     save_figure,
     set_title,
 )
+from utils.paths import DataPaths
 from utils.settings import ResultType
 
 if TYPE_CHECKING:
@@ -43,7 +45,6 @@ Y_LABELS: dict[ResultType, str] = {
     "mmlu": "p(correct answer)",
 }
 _LAYERS_WITH_ERROR_BARS = 8
-_AGAINST_THE_NAME = "survival-instinct"
 
 
 @dataclass(frozen=True)
@@ -58,18 +59,20 @@ class Series:
 # --- words -----------------------------------------------------------------------------------------
 
 
-def meaning_note(behavior: str, result_type: ResultType) -> str:
+def meaning_note(behavior: Behavior, result_type: ResultType) -> str:
     """What a high value means; empty for the knowledge tests, which ask no behavior."""
     if result_type in ("truthful_qa", "mmlu"):
         return ""
-    return f"matching = {get_behavior(behavior).positive_meaning.split(' (')[0]}"
+    return f"matching = {behavior.matching}"
 
 
-def against_the_name(behaviors: Sequence[str], result_type: ResultType) -> str | None:
-    """For figures of several behaviors: the one whose name says the opposite of what is measured."""
-    if _AGAINST_THE_NAME not in behaviors or result_type in ("truthful_qa", "mmlu"):
+def against_the_name(paths: DataPaths, behaviors: Sequence[str], result_type: ResultType) -> str | None:
+    """For figures of several behaviors: those whose name says the opposite of what is measured."""
+    if result_type in ("truthful_qa", "mmlu"):
         return None
-    return f"{get_behavior(_AGAINST_THE_NAME).label}: {meaning_note(_AGAINST_THE_NAME, result_type)}"
+    named = [load_behavior(paths, behavior) for behavior in behaviors]
+    notes = [f"{one.label}: {meaning_note(one, result_type)}" for one in named if one.against_its_name]
+    return "; ".join(notes) or None
 
 
 def count_note(estimates: Sequence[Estimate]) -> str:
@@ -199,7 +202,7 @@ def letters_table(uses: Sequence[LetterUse]) -> Table:
     return Table(columns, rows, notes)
 
 
-def latex_rows(points: Sequence[Point], label: str) -> tuple[list[str], list[list[str]]]:
+def latex_rows(paths: DataPaths, points: Sequence[Point], label: str) -> tuple[list[str], list[list[str]]]:
     """Header and cells of a table with a row for each behavior and condition, a column a multiplier."""
     multipliers = sorted({point.multiplier for point in points})
     by_row: dict[tuple[str, str], dict[float, Point]] = {}
@@ -209,7 +212,7 @@ def latex_rows(points: Sequence[Point], label: str) -> tuple[list[str], list[lis
     for (behavior, condition), cells in by_row.items():
         numbers = [_latex_estimate(cells[m].mean) if m in cells else "--" for m in multipliers]
         count = count_note([point.mean for point in cells.values()]).removeprefix("n=")
-        rows.append([latex_text(get_behavior(behavior).label), latex_text(condition), *numbers, count])
+        rows.append([latex_text(load_behavior(paths, behavior).label), latex_text(condition), *numbers, count])
     return ["behavior", label, *(f"multiplier {m:g}" for m in multipliers), "n"], rows
 
 
@@ -303,6 +306,7 @@ def _plot_over_layers(
 
 
 def plot_steerability(
+    paths: DataPaths,
     stem: Path,
     title: str,
     of_behaviors: Mapping[str, Sequence[LayerSteerability]],
@@ -323,12 +327,13 @@ def plot_steerability(
             shares.axhline(0.5, color="#666666", linewidth=0.6, linestyle=":")
             shares.set_ylim(-0.02, 1.02)
             if not one:
-                slopes.set_title(get_behavior(behavior).label, loc="left", fontsize=7, pad=2)
-        _label_steerability(figure, axes, title, of_behaviors, result_type)
+                slopes.set_title(load_behavior(paths, behavior).label, loc="left", fontsize=7, pad=2)
+        _label_steerability(paths, figure, axes, title, of_behaviors, result_type)
         return save_figure(figure, stem, steerability_table(of_behaviors))
 
 
 def _label_steerability(
+    paths: DataPaths,
     figure: "Figure",
     axes: "NDArray",
     title: str,
@@ -340,7 +345,7 @@ def _label_steerability(
     note = f"mean over items with 95% interval, {counts}"
     what = ("slope of log-odds", "share against")
     if len(of_behaviors) == 1:
-        set_title(figure, title, meaning_note(next(iter(of_behaviors)), result_type), note)
+        set_title(figure, title, meaning_note(load_behavior(paths, next(iter(of_behaviors))), result_type), note)
         for ax, label in zip(axes[0], what, strict=True):
             ax.set_ylabel(label)
         layer_axis(axes[0, 1], layers)
@@ -350,7 +355,7 @@ def _label_steerability(
     for ax in axes[:, 0]:
         ax.set_ylim(lowest, highest)
     panels = "left: slope of the item's log-odds; right: share moved against"
-    set_title(figure, title, panels, note, against_the_name(list(of_behaviors), result_type) or "")
+    set_title(figure, title, panels, note, against_the_name(paths, list(of_behaviors), result_type) or "")
     for ax in axes[-1]:
         layer_axis(ax, layers)
         ax.set_xlabel("")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from utils.behaviors import BEHAVIORS, get_behavior
+from utils.behaviors import Behavior, list_behaviors, load_behavior
 from utils.evaluation.effects import (
     Condition,
     LayerSteerability,
@@ -60,6 +60,10 @@ class Task:
     figures: list[KeptFigure] = field(default_factory=list)
     """What was drawn, where --report wants it."""
 
+    def about(self, behavior: str) -> Behavior:
+        """What the behavior's file says."""
+        return load_behavior(self.paths, behavior)
+
     def plain(self, behavior: str) -> SteeringSettings:
         """Steering with the model's own vector and weights and no system prompt."""
         return settings_of(self.choice, behavior, self.result_type, self.args.steer_positions)
@@ -107,9 +111,9 @@ def drawn(points: Sequence[Point], multipliers: Iterable[float]) -> list[Point]:
     return [point for point in points if point.multiplier in wanted]
 
 
-def behavior_style(behavior: str) -> LineStyle:
-    """A behavior looks the same in every figure."""
-    return nth_style(list(BEHAVIORS).index(behavior))
+def behavior_style(paths: DataPaths, behavior: str) -> LineStyle:
+    """A behavior looks the same in every figure; the published ones also beside whatever others there are."""
+    return nth_style(list_behaviors(paths).index(behavior))
 
 
 # --- one layer -------------------------------------------------------------------------------------
@@ -173,10 +177,10 @@ def plot_single_layer(task: Task, behavior: str, layer: int) -> list[Point]:
     if not points:
         return []
     stem = task.stem(conditions[0].settings.at(layer, 0.0), "multiplier")
-    title = task.title(get_behavior(behavior).label, f"layer {layer}")
-    note = meaning_note(behavior, task.result_type)
+    title = task.title(task.about(behavior).label, f"layer {layer}")
+    note = meaning_note(task.about(behavior), task.result_type)
     paths = plot_by_multiplier(stem, title, series, task.result_type, note)
-    task.wrote([*paths, save_latex_rows(stem, *latex_rows(points, "condition"))])
+    task.wrote([*paths, save_latex_rows(stem, *latex_rows(task.paths, points, "condition"))])
     plain_points = [point for point in points if point.condition.label == PLAIN]
     if task.result_type in ("truthful_qa", "mmlu") and plain_points:
         by_category = task.stem(conditions[0].settings.at(layer, 0.0), "multiplier", prefix="categories_")
@@ -189,18 +193,18 @@ def plot_all_behaviors(task: Task, layer: int, of_behaviors: dict[str, list[Poin
     for behavior, points in of_behaviors.items():
         plain = [point for point in points if point.condition.label == PLAIN]
         if plain:
-            label = f"{get_behavior(behavior).label} ({count_note([point.mean for point in plain])})"
-            series.append(Series(label, behavior_style(behavior), plain))
+            label = f"{task.about(behavior).label} ({count_note([point.mean for point in plain])})"
+            series.append(Series(label, behavior_style(task.paths, behavior), plain))
     if len(series) < 2:
         return
     any_behavior = next(iter(of_behaviors))
     stem = task.stem(task.plain(any_behavior).at(layer, 0.0), "multiplier", "behavior")
-    legend_title = against_the_name(list(of_behaviors), task.result_type)
+    legend_title = against_the_name(task.paths, list(of_behaviors), task.result_type)
     paths = plot_by_multiplier(
         stem, task.title("all behaviors", f"layer {layer}"), series, task.result_type, legend_title=legend_title
     )
     every_point = [point for points in of_behaviors.values() for point in points]
-    task.wrote([*paths, save_latex_rows(stem, *latex_rows(every_point, "condition"))])
+    task.wrote([*paths, save_latex_rows(stem, *latex_rows(task.paths, every_point, "condition"))])
 
 
 # --- several layers --------------------------------------------------------------------------------
@@ -226,9 +230,11 @@ def plot_over_layers(task: Task) -> None:
 
 def plot_behavior_by_layer(task: Task, behavior: str, points: list[Point]) -> None:
     stem = task.stem(task.plain(behavior), "layer", "multiplier")
-    title = task.title(get_behavior(behavior).label)
+    title = task.title(task.about(behavior).label)
     series = multiplier_series(points)
-    task.wrote(plot_by_layer(stem, title, series, task.result_type, meaning_note(behavior, task.result_type)))
+    task.wrote(
+        plot_by_layer(stem, title, series, task.result_type, meaning_note(task.about(behavior), task.result_type))
+    )
 
 
 def multiplier_series(points: Iterable[Point]) -> list[Series]:
@@ -249,13 +255,13 @@ def plot_behavior_sweeps(task: Task, of_behaviors: dict[str, list[Point]]) -> No
         series = []
         for behavior, points in of_behaviors.items():
             if chosen := drawn(points, [multiplier]):
-                label = f"{get_behavior(behavior).label} ({count_note([point.mean for point in chosen])})"
-                series.append(Series(label, behavior_style(behavior), chosen))
+                label = f"{task.about(behavior).label} ({count_note([point.mean for point in chosen])})"
+                series.append(Series(label, behavior_style(task.paths, behavior), chosen))
         if len(series) > 1:
             settings = task.plain(any_behavior).at(0, multiplier)
             stem = task.stem(settings, "layer", "behavior", prefix="layer_sweep_")
             title = task.title(f"Multiplier {multiplier:g} by layer")
-            note = against_the_name(list(of_behaviors), task.result_type)
+            note = against_the_name(task.paths, list(of_behaviors), task.result_type)
             task.wrote(plot_sweep(stem, title, series, task.result_type, note))
 
 
@@ -274,14 +280,16 @@ def plot_steerabilities(task: Task) -> None:
         stem = task.stem(settings, *left_out, prefix="steerability_")
         if len(found) > 1:
             of_behaviors[behavior] = found
-            title = task.title(f"{get_behavior(behavior).label}: steerability")
-            styles = {behavior: behavior_style(behavior)}
-            task.wrote(plot_steerability(stem, title, {behavior: found}, styles, task.result_type))
+            title = task.title(f"{task.about(behavior).label}: steerability")
+            styles = {behavior: behavior_style(task.paths, behavior)}
+            task.wrote(plot_steerability(task.paths, stem, title, {behavior: found}, styles, task.result_type))
         elif found:
             task.wrote([save_table(stem, steerability_table({behavior: found}))])
     if len(of_behaviors) > 1:
         stem = task.stem(
             task.plain(next(iter(of_behaviors))), "layer", "multiplier", "behavior", prefix="steerability_"
         )
-        styles = {behavior: behavior_style(behavior) for behavior in of_behaviors}
-        task.wrote(plot_steerability(stem, task.title("Steerability"), of_behaviors, styles, task.result_type))
+        styles = {behavior: behavior_style(task.paths, behavior) for behavior in of_behaviors}
+        task.wrote(
+            plot_steerability(task.paths, stem, task.title("Steerability"), of_behaviors, styles, task.result_type)
+        )

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from utils.behaviors import get_behavior
 from utils.evaluation.effects import Condition, Point
 from utils.figures.effects import Series, latex_rows, meaning_note, plot_by_layer, plot_by_multiplier
 from utils.figures.results import Task, drawn
@@ -13,7 +12,7 @@ from utils.figures.style import dashed, multiplier_styles, nth_style, save_latex
 from utils.model.checkpoints import checkpoint_label
 from utils.settings import SteeringSettings
 
-_WEIGHTS_NAME = re.compile(r"(?:.*-)?[A-Za-z-]+_(pos|neg)_finetune_(all|\d+)\.pt")
+_WEIGHTS_NAME = re.compile(r"(?:.*-)?[A-Za-z0-9-]+_(pos|neg)_finetune_(all|\d+)\.pt")
 _WEIGHTS_LABELS = {"pos": "fine-tuned towards it", "neg": "fine-tuned against it"}
 
 # --- other vectors ---------------------------------------------------------------------------------
@@ -51,8 +50,8 @@ def plot_transfer(task: Task, behavior: str, settings: SteeringSettings) -> None
     if not points:
         return
     own = drawn(task.measure(Condition("own vector", task.plain(behavior)), layers, multipliers), multipliers)
-    title = task.title(f"{get_behavior(behavior).label}: {transferred.label}")
-    note = meaning_note(behavior, task.result_type)
+    title = task.title(f"{task.about(behavior).label}: {transferred.label}")
+    note = meaning_note(task.about(behavior), task.result_type)
     if len(layers) > 1:
         stem = task.stem(settings, "layer", "multiplier")
         task.wrote(plot_by_layer(stem, title, transfer_series(points, own), task.result_type, note))
@@ -102,7 +101,7 @@ def plot_finetuned(task: Task) -> None:
         if len({point.behavior for point in points}) > 1:
             settings = task.plain(points[0].behavior).at(layer, 0.0)
             stem = task.stem(settings, "multiplier", "behavior", prefix="finetuned_")
-            task.wrote([save_latex_rows(stem, *latex_rows(points, "weights"))])
+            task.wrote([save_latex_rows(stem, *latex_rows(task.paths, points, "weights"))])
 
 
 def weights_conditions(task: Task, behavior: str) -> list[Condition]:
@@ -154,8 +153,8 @@ def plot_finetuned_layer(task: Task, behavior: str, layer: int, conditions: Sequ
     if len(series) < 2:
         return points
     stem = task.stem(task.plain(behavior).at(layer, 0.0), "multiplier", prefix="finetuned_")
-    title = task.title(get_behavior(behavior).label, f"layer {layer}")
-    note = meaning_note(behavior, task.result_type)
+    title = task.title(task.about(behavior).label, f"layer {layer}")
+    note = meaning_note(task.about(behavior), task.result_type)
     paths = plot_by_multiplier(stem, title, series, task.result_type, note)
-    task.wrote([*paths, save_latex_rows(stem, *latex_rows(points, "weights"))])
+    task.wrote([*paths, save_latex_rows(stem, *latex_rows(task.paths, points, "weights"))])
     return points

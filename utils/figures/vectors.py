@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.behaviors import get_behavior
-from utils.evaluation.metrics import Estimate
+from utils.behaviors import load_behavior
+from utils.data.estimates import Estimate
 from utils.figures.results import behavior_style
 from utils.figures.style import (
     COLUMN_WIDTH,
@@ -24,6 +24,7 @@ from utils.figures.style import (
     panel_grid,
     set_title,
 )
+from utils.paths import DataPaths
 from utils.vectors.analysis import FloatArray
 
 if TYPE_CHECKING:
@@ -54,26 +55,26 @@ def layers_figure(title: str, note: str, matrix: FloatArray, layers: Sequence[in
 
 
 def layers_sheet(
-    title: str, note: str, matrices: FloatArray, behaviors: Sequence[str], layers: Sequence[int]
+    paths: DataPaths, title: str, note: str, matrices: FloatArray, behaviors: Sequence[str], layers: Sequence[int]
 ) -> "Figure":
     """The same for all behaviors, [n_behaviors, n_layers, n_layers]."""
     figure, axes = _panels(len(behaviors))
     for ax, behavior, matrix in zip(axes, behaviors, matrices, strict=False):
         _heatmap(ax, matrix)
         _layer_ticks(ax, layers, most=6)
-        ax.set_title(get_behavior(behavior).label, fontsize=7, pad=3)
+        ax.set_title(load_behavior(paths, behavior).label, fontsize=7, pad=3)
     _finish_panels(figure, axes, len(behaviors), title, note, "axes: layer (0-based decoder block)", _gaps(matrices))
     return figure
 
 
 def behaviors_sheet(
-    title: str, note: str, matrices: FloatArray, behaviors: Sequence[str], layers: Sequence[int]
+    paths: DataPaths, title: str, note: str, matrices: FloatArray, behaviors: Sequence[str], layers: Sequence[int]
 ) -> "Figure":
     """Similarity of the behaviors' vectors in each layer, [n_layers, n_behaviors, n_behaviors]."""
     n_panels = len(layers)
     n_rows, n_columns = panel_grid(n_panels)
     figure, axes = _panels(n_panels)
-    labels = [get_behavior(behavior).label for behavior in behaviors]
+    labels = [load_behavior(paths, behavior).label for behavior in behaviors]
     places = range(len(behaviors))
     for index, (ax, layer, matrix) in enumerate(zip(axes, layers, matrices, strict=False)):
         _heatmap(ax, matrix)
@@ -89,12 +90,12 @@ def behaviors_sheet(
 
 
 def pairs_figure(
-    title: str, note: str, cosines: FloatArray, behaviors: Sequence[str], layers: Sequence[int]
+    paths: DataPaths, title: str, note: str, cosines: FloatArray, behaviors: Sequence[str], layers: Sequence[int]
 ) -> "Figure":
     """Similarity of every two behaviors over the layers, from [n_layers, n_behaviors, n_behaviors]."""
     pairs = list(itertools.combinations(range(len(behaviors)), 2))
     rows = np.array([cosines[:, first, second] for first, second in pairs])  # [n_pairs, n_layers]
-    labels = [" / ".join(get_behavior(behaviors[index]).label for index in pair) for pair in pairs]
+    labels = [" / ".join(load_behavior(paths, behaviors[index]).label for index in pair) for pair in pairs]
     figure, ax = new_figure(PAGE_WIDTH, 1.1 + 0.16 * len(pairs))
     _heatmap(ax, rows, square=False)
     ax.set_xticks(*_ticks(layers, 20))
@@ -179,11 +180,11 @@ def _ticks(layers: Sequence[int], most: int) -> tuple[list[int], list[str]]:
 
 
 def models_figure(
-    title: str, note: str, cosines: FloatArray, behaviors: Sequence[str], layers: Sequence[int]
+    paths: DataPaths, title: str, note: str, cosines: FloatArray, behaviors: Sequence[str], layers: Sequence[int]
 ) -> "Figure":
     """Similarity of two models' vectors over the layers, [n_behaviors, n_layers]."""
     figure, ax = new_figure(COLUMN_WIDTH, 3.0)
-    _lines(ax, cosines, behaviors, layers)
+    _lines(paths, ax, cosines, behaviors, layers)
     ax.axhline(0, color="#666666", linewidth=0.6)
     ax.set_ylim(min(0.0, float(np.nanmin(cosines))) - 0.03, 1.03)
     ax.set_ylabel("cosine similarity")
@@ -193,14 +194,19 @@ def models_figure(
 
 
 def norms_figure(
-    title: str, note: str, norms_of: Sequence[tuple[str, FloatArray]], behaviors: Sequence[str], layers: Sequence[int]
+    paths: DataPaths,
+    title: str,
+    note: str,
+    norms_of: Sequence[tuple[str, FloatArray]],
+    behaviors: Sequence[str],
+    layers: Sequence[int],
 ) -> "Figure":
     """Norms over the layers, a panel for each (name, [n_behaviors, n_layers])."""
     figure, axes = new_figure(
         PAGE_WIDTH if len(norms_of) > 1 else COLUMN_WIDTH, 2.9, ncols=len(norms_of), sharey=True, squeeze=False
     )
     for ax, (name, norms) in zip(axes[0], norms_of, strict=True):
-        _lines(ax, np.where(norms > 0, norms, np.nan), behaviors, layers)
+        _lines(paths, ax, np.where(norms > 0, norms, np.nan), behaviors, layers)
         same = len(behaviors) > 1 and np.allclose(norms, norms[0], rtol=1e-3, atol=0)
         ax.set_title(f"{name}: the same for all behaviors" if same else name, loc="left", fontsize=7, pad=3)
     shown = np.concatenate([norms[norms > 0] for _, norms in norms_of])
@@ -217,10 +223,10 @@ def norms_figure(
     return figure
 
 
-def _lines(ax: "Axes", values: FloatArray, behaviors: Sequence[str], layers: Sequence[int]) -> None:
+def _lines(paths: DataPaths, ax: "Axes", values: FloatArray, behaviors: Sequence[str], layers: Sequence[int]) -> None:
     for behavior, row in zip(behaviors, values, strict=True):
         points = [Estimate(float(value), np.nan, np.nan, 1, 1) for value in row]
-        draw_line(ax, layers, points, get_behavior(behavior).label, behavior_style(behavior))
+        draw_line(ax, layers, points, load_behavior(paths, behavior).label, behavior_style(paths, behavior))
     layer_axis(ax, layers)
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,13 @@ from utils.files.reading import read_json
 from utils.files.writing import locked_folder, write_json
 
 PROVENANCE_NAME = "provenance.json"
+
+# Facts of a run on which its numbers do not depend: how it was typed, and the versions of the libraries, which add
+# in another order and so move the last digits only. (Compared, they would make everything stale at every upgrade.)
+_NO_MATTER = frozenset({"command", "torch", "transformers", "numpy", "scipy", "accelerate", "peft"})
+
+Differences = dict[str, tuple[Any, Any]]
+"""What differs between two runs: the fact's name -> (what it was, what it is now)."""
 
 
 def record_provenance(folder: Path, artifact_names: Iterable[str], run: dict[str, Any]) -> None:
@@ -54,3 +61,39 @@ def read_folder_provenance(folder: Path) -> dict[str, dict[str, Any]]:
     """The runs that made a folder's artifacts, by artifact name, as far as they are known."""
     artifacts, runs = _read_provenance_file(folder / PROVENANCE_NAME)
     return {name: runs[run_id] for name, run_id in artifacts.items() if run_id in runs}
+
+
+def differences(record: Mapping[str, Any], made_by: Mapping[str, Any]) -> Differences:
+    """The facts in which a run differs from the one that made an artifact.
+
+    What either does not say, as a record from elsewhere or of an earlier version, cannot be compared and is no
+    difference; nor is what does not change numbers (the command, versions of libraries).
+
+    Args:
+        record: What the run is that would make the artifact now, as far as it is known.
+        made_by: The run that made it, as recorded; empty where nothing is known of it.
+    """
+    compared = [key for key in record if key not in _NO_MATTER]
+    then_and_now = {key: (made_by.get(key), record[key]) for key in compared}
+    return {key: (then, now) for key, (then, now) in then_and_now.items() if None not in (then, now) and then != now}
+
+
+def describe_differences(found: Iterable[Differences]) -> str:
+    """What differs for some artifacts, each fact once, e.g. `max_new_tokens (100, now 50)`."""
+    then_of: dict[str, set[str]] = {}
+    now_of: dict[str, set[str]] = {}
+    for differing in found:
+        for key, (then, now) in differing.items():
+            then_of.setdefault(key, set()).add(_short(then))
+            now_of.setdefault(key, set()).add(_short(now))
+    return ", ".join(f"{key} ({_one_or_several(then_of[key])}, now {_one_or_several(now_of[key])})" for key in then_of)
+
+
+def _short(value: Any) -> str:
+    """A value in few characters: of a digest its beginning."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:12]}..."
+
+
+def _one_or_several(texts: set[str]) -> str:
+    return min(texts) if len(texts) == 1 else f"{len(texts)} different ones"

@@ -34,6 +34,11 @@ def read_json(path: Path, hint: str = "") -> Any:
         raise UserError(f"{path} not found" + (f"; {hint}" if hint else "")) from err
     except UnicodeDecodeError as err:
         raise UserError(f"{path} is not UTF-8 text (byte {err.start}); restore or make it again") from err
+    return parse_json(text, path)
+
+
+def parse_json(text: str, path: Path) -> Any:
+    """What `read_json` makes of a file's text; `path` is for the messages."""
     try:
         return json.loads(
             text,
@@ -72,6 +77,27 @@ def _refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         duplicate = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"key {duplicate[:80]!r} occurs twice in one object")
     return dict(pairs)
+
+
+def check_text(value: Any, where: str) -> str:
+    """A text as it stands.
+
+    Raises:
+        UserError: Starting with `where`, if it is empty, not a text, or not Unicode.
+    """
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{where}: expected text that is not empty, found {short(value)}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as err:
+        raise UserError(f"{where}: not valid Unicode text (lone surrogate)") from err
+    return value
+
+
+def short(value: Any) -> str:
+    """A value as a message shows it."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def load_tensor_file(path: Path, hint: str = "") -> Any:

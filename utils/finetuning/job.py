@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
-from utils.behaviors import get_behavior
+from utils.behaviors import load_behavior
 from utils.errors import UserError
 from utils.files.provenance import record_provenance
 from utils.files.writing import held_file, save_tensor
@@ -173,7 +173,7 @@ def _save(
     before, after = history.before, history.after
     what = "all weights" if settings.layer is None else f"layer {settings.layer}"
     how = what if settings.lora_rank is None else f"{what} (LoRA)"
-    behavior = get_behavior(settings.behavior).label
+    behavior = load_behavior(request.paths, settings.behavior).label
     title = f"{behavior}, fine-tuned {settings.direction}, {how}, {request.choice.label}"
     notes = [f"{key}: {value}" for key, value in record.items()]
     notes += [f"held-out questions: {len(data.held_out)}", f"before: {before}", f"after: {after}"]

@@ -100,7 +100,7 @@ def load_data(request: FinetuneRequest) -> FinetuneData:
         UserError: If a dataset is missing or broken.
     """
     behavior = request.settings.behavior
-    hint = f"run: ./process_raw_datasets.py --behaviors {behavior}"
+    hint = f"run: {request.paths.command('process_raw_datasets', '--behaviors', behavior)}"
     pairs = load_contrast_pairs(request.paths.generate_dataset(behavior), hint)
     return FinetuneData(pairs, load_choice_items(request.paths.test_dataset(behavior, "ab"), "ab", hint))
 

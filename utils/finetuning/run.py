@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainingArguments
 from utils.cli.progress import progress
 from utils.errors import UserError
 from utils.finetuning.checkpoints import checkpoint_steps
-from utils.model.loading import find_decoder_layers
+from utils.model.architectures import find_decoder_layers
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, TrainerControl, TrainerState

@@ -28,8 +28,8 @@ from utils.data.records import ChoiceItem, ContrastPair
 from utils.errors import UserError
 from utils.finetuning.request import FinetuneSettings
 from utils.finetuning.run import CheckpointSteps, Diverged, TrainingReport
+from utils.model.architectures import find_decoder_layers
 from utils.model.chat_format import ChatFormat
-from utils.model.loading import find_decoder_layers
 from utils.settings import Side
 
 if TYPE_CHECKING:

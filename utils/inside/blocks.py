@@ -19,14 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError
+from utils.model.architectures import ATTENTION_NAMES, MLP_NAMES, residual_factor
 from utils.model.chat_format import PromptTokens
-from utils.model.steering import RowSteering, Steering, capture_outputs, hidden_of
+from utils.model.steering import RowSteering, Steerings, capture_outputs, hidden_of
 
 if TYPE_CHECKING:
     from llama_wrapper import LlamaWrapper
 
-_ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention")
-_MLP_NAMES = ("mlp", "feed_forward", "block_sparse_moe", "fc2")  # fc2: OPT, whose MLP has no module of its own
 # In steps of the block's dtype, of its largest output: more is another computation, not rounding.
 _TOLERATED_STEPS = 16
 
@@ -45,7 +44,7 @@ class BlockReadings:
 
 @torch.no_grad()
 def read_blocks(
-    model: "LlamaWrapper", tokens: PromptTokens, layers: Sequence[int], steering: Steering | None = None
+    model: "LlamaWrapper", tokens: PromptTokens, layers: Sequence[int], steering: Steerings = None
 ) -> BlockReadings:
     """Run one sequence and keep the parts of some blocks, for every token.
 
@@ -86,9 +85,9 @@ class _BlockRecorder:
     def __init__(self, block: nn.Module, model: "LlamaWrapper") -> None:
         self.block = block
         self.what = f"{model.label} ({model.config.model_type})"
-        self.attention = self._only_child(_ATTENTION_NAMES, "attention")
-        self.mlp = self._only_child(_MLP_NAMES, "MLP")
-        self.factor = float(getattr(block, "residual_multiplier", 1.0))  # Granite
+        self.attention = self._only_child(ATTENTION_NAMES, "attention")
+        self.mlp = self._only_child(MLP_NAMES, "MLP")
+        self.factor = residual_factor(block)
         self.parts: dict[str, Tensor] = {}
         self._block_input: Tensor | None = None
         self._branches: dict[nn.Module, Tensor] = {}  # attention or MLP -> the last tensor of its branch

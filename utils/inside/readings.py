@@ -17,7 +17,7 @@ from utils.inside.token_texts import texts_in_context, vocabulary_texts
 from utils.inside.unembedding import Unembedding
 from utils.model.chat_format import PromptTokens
 from utils.model.generation import GenerationRow
-from utils.model.steering import Steering
+from utils.model.steering import Steerings
 
 if TYPE_CHECKING:
     from llama_wrapper import LlamaWrapper
@@ -59,7 +59,7 @@ def generate_transcripts(
     model: "LlamaWrapper",
     questions: Sequence[str],
     max_new_tokens: int,
-    steering: Steering | None = None,
+    steering: Steerings = None,
     system_prompt: str | None = None,
 ) -> list[Transcript]:
     """Let the model answer each question (greedily, steered from the end of the prompt on)."""
@@ -103,7 +103,7 @@ class TokenProjections:
 
 
 def project_tokens(
-    model: "LlamaWrapper", transcript: Transcript, layer: int, vector: Tensor, steering: Steering | None = None
+    model: "LlamaWrapper", transcript: Transcript, layer: int, vector: Tensor, steering: Steerings = None
 ) -> TokenProjections:
     """Project every token's residual stream behind `layer` on a vector.
 
@@ -117,7 +117,7 @@ def project_tokens_on_all(
     model: "LlamaWrapper",
     transcript: Transcript,
     vectors: Mapping[Key, tuple[int, Tensor]],
-    steering: Steering | None = None,
+    steering: Steerings = None,
 ) -> dict[Key, TokenProjections]:
     """The same for many vectors, each with its layer, from one forward pass; under the same keys."""
     for layer, vector in vectors.values():
@@ -170,7 +170,7 @@ def decode_intermediate(
     transcript: Transcript,
     layers: Sequence[int] | None = None,
     positions: Sequence[int] | None = None,
-    steering: Steering | None = None,
+    steering: Steerings = None,
     *,
     places: Sequence[Place] = PLACES,
     top_k: int = 10,

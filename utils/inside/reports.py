@@ -9,13 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.behaviors import BEHAVIORS, get_behavior
+from utils.behaviors import load_behavior, published_behaviors
 from utils.cli import values as flag_values
 from utils.cli.flags import add_device, check_layers, data_paths, model_filter
 from utils.errors import UserError
 from utils.model.checkpoints import ModelChoice
 from utils.paths import DataPaths
-from utils.vectors.files import choice_of_label, find_vectors, generate_command, layer_ranges
+from utils.vectors.files import choice_of_label, find_vectors, generate_command, layer_ranges, normalize_command
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,9 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     inside.add_argument(
         "--layer", type=flag_values.layer, metavar="N", help="with --prompt: the layer that is shown first"
     )
-    inside.add_argument(
-        "--behavior", choices=list(BEHAVIORS), metavar="ID", help="with --prompt: the behavior that is shown first"
-    )
+    inside.add_argument("--behavior", metavar="ID", help="with --prompt: the behavior that is shown first")
     inside.add_argument(
         "--multiplier",
         type=flag_values.finite_float,
@@ -149,8 +147,9 @@ def _missing(
         check_layers(layers, load_config(choice).num_hidden_layers, choice.label, "layers")
     folder = paths.root / ("normalized_vectors" if normalized else "vectors")
     where = f" at layers {layer_ranges(layers)}" if layers else ""
-    command = generate_command([] if set(behaviors) == set(BEHAVIORS) else behaviors, layers, choice)
-    then = ", then: ./normalize_vectors.py" if normalized else ""
+    named = [] if set(behaviors) == set(published_behaviors()) else behaviors
+    command = generate_command(paths, named, layers, choice)
+    then = f", then: {normalize_command(paths, named, choice)}" if normalized else ""
     return UserError(
         f"{folder}: not all vectors of {choice.label}{where} for {', '.join(behaviors)}; run: {command}{then}"
     )
@@ -206,9 +205,8 @@ class _Decoding(Report):
         scope = f"layers={layer_ranges(layers)}_" if args.layers else ""
         self.stem = paths.analysis(behavior, f"decoded_tokens_{scope}{choice.label}")
         self.vectors = _load(paths, choice.label, behavior, layers, normalized=False)
-        self.title = (
-            f"{get_behavior(behavior).label}, {choice.label}: tokens that the steering vector promotes most and least"
-        )
+        label = load_behavior(paths, behavior).label
+        self.title = f"{label}, {choice.label}: tokens that the steering vector promotes most and least"
         self.notes = (
             self.title,
             "logits above the mean of the vocabulary, of the vector scaled to root mean square 1 and sent through "
@@ -245,7 +243,8 @@ class _TokenPage(Report):
         steered = f"multiplier={self.multiplier}_" if self.multiplier else ""
         name = f"tokens_layer={args.layer}_{steered}{choice.label}_{_prompt_name(args.prompt)}"
         self.stem = paths.analysis(args.behavior, name)
-        behavior = get_behavior(args.behavior).label
+        self.behaviors = {behavior: load_behavior(paths, behavior) for behavior in self.vectors}
+        behavior = load_behavior(paths, args.behavior).label
         how = "without steering"
         if self.multiplier:
             how = f"steered with {self.multiplier:g} x the vector of {behavior} at layer {args.layer}"
@@ -277,7 +276,7 @@ class _TokenPage(Report):
             (behavior, layer): (layer, vector) for behavior, of in self.vectors.items() for layer, vector in of.items()
         }
         projections = project_tokens_on_all(model, transcript, vectors, steering)
-        page = token_page(projections, self.start, "Tokens along a steering vector", self.subtitle)
+        page = token_page(projections, self.start, "Tokens along a steering vector", self.subtitle, self.behaviors)
         write_text(with_suffix(self.stem, ".html"), page)
         save_table(self.stem, projections_table(projections[self.start], self.notes))
 

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.behaviors import get_behavior
+from utils.behaviors import Behavior
 from utils.inside.readings import TokenProjections
 from utils.inside.token_texts import spelled_out
 
@@ -46,7 +46,11 @@ def token_block(projections: TokenProjections, title: str, largest: float | None
 
 
 def token_page(
-    projections: Mapping[tuple[str, int], TokenProjections], start: tuple[str, int], title: str, subtitle: str
+    projections: Mapping[tuple[str, int], TokenProjections],
+    start: tuple[str, int],
+    title: str,
+    subtitle: str,
+    behaviors: Mapping[str, Behavior],
 ) -> str:
     """A whole page that needs nothing else: prompt and answer, with a switch for behavior, layer and measure.
 
@@ -55,26 +59,28 @@ def token_page(
         start: Behavior and layer that are shown first.
         title: Heading.
         subtitle: Which model, how the answer came about.
+        behaviors: Those of the projections, by id.
     """
     shown = projections[start].cosines
     largest = largest_of(shown)
-    behaviors = [get_behavior(behavior) for behavior in dict.fromkeys(behavior for behavior, _ in projections)]
     return (
         _environment()
         .get_template("token_page.html.j2")
         .render(
             title=title,
             subtitle=subtitle,
-            behaviors=behaviors,
+            behaviors=[behaviors[behavior] for behavior in dict.fromkeys(behavior for behavior, _ in projections)],
             start={"behavior": start[0], "layer": start[1]},
             parts=_parts(projections[start], _by_strength(shown, largest), 1.0),
             largest=f"{largest:.3g}",
-            data=_page_data(projections, start),
+            data=_page_data(projections, start, behaviors),
         )
     )
 
 
-def _page_data(projections: Mapping[tuple[str, int], TokenProjections], start: tuple[str, int]) -> dict[str, Any]:
+def _page_data(
+    projections: Mapping[tuple[str, int], TokenProjections], start: tuple[str, int], behaviors: Mapping[str, Behavior]
+) -> dict[str, Any]:
     layers: dict[str, list[int]] = {}
     values: dict[str, dict[str, list[list[float]]]] = {}
     for behavior, layer in sorted(projections):
@@ -84,7 +90,7 @@ def _page_data(projections: Mapping[tuple[str, int], TokenProjections], start: t
         measures["cosine"].append(_rounded(found.cosines))
         measures["dot"].append(_rounded(found.dots))
     meanings = {
-        behavior: f"Blue: towards the answer that {get_behavior(behavior).positive_meaning}. Orange: away from it."
+        behavior: f"Blue: towards the answer that {behaviors[behavior].meaning}. Orange: away from it."
         for behavior in layers
     }
     return {

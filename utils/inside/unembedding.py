@@ -6,14 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError
+from utils.model.architectures import find_final_norm, logit_scale
 from utils.model.steering import capture_outputs
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from llama_wrapper import LlamaWrapper
 
-_NORM_NAMES = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
 # In steps of the model's dtype, of the largest logit: more is another computation, not rounding.
 _TOLERATED_STEPS = 32
 
@@ -30,13 +28,11 @@ class Unembedding:
         Raises:
             UserError: If the model's own logits cannot be reproduced.
         """
-        config = model.config
         self.label, self.d_model = model.label, model.d_model
-        self.norm = _find_final_norm(model.model, model.label)
+        self.norm = find_final_norm(model.model, model.label)
         self.head: nn.Module = model.model.get_output_embeddings()  # the wrapper refuses models without
-        self.scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
-        self.scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite
-        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)  # Gemma 2
+        scale = logit_scale(model.config)
+        self.scale, self.softcap = scale.factor, scale.softcap
         self.n_tokens = len(model.tokenizer)
         self._check(model)
 
@@ -92,14 +88,3 @@ class Unembedding:
                 f"{self.label} ({model.config.model_type}): its final norm and output embeddings do not give its own "
                 "logits; it makes them in a way that is not known here, so nothing inside it can be decoded"
             )
-
-
-def _find_final_norm(model: "PreTrainedModel", label: str) -> nn.Module:
-    decoder = model.get_decoder()
-    found = [module for name in _NORM_NAMES if isinstance(module := getattr(decoder, name, None), nn.Module)]
-    if len(found) != 1:
-        raise UserError(
-            f"{label} ({model.config.model_type}): the norm behind its last block cannot be told "
-            f"(looked for {', '.join(_NORM_NAMES)}), so nothing inside it can be decoded"
-        )
-    return found[0]

@@ -17,6 +17,7 @@ from utils.settings import parse_result_name
 log = logging.getLogger(__name__)
 
 CONFIDENCE = 0.95
+_FEWEST_FOR_FISHER = 3  # its standard error is 1 / sqrt(n - 3)
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Agreement:
     n: int
     pearson: float
     pearson_low: float
-    """95% confidence interval, by Fisher's transformation."""
+    """95% confidence interval, by Fisher's transformation; NaN for fewer than four pairs."""
     pearson_high: float
     spearman: float
     mean_difference: float
@@ -73,22 +74,13 @@ def compute_agreement(a: NDArray[np.float64], b: NDArray[np.float64]) -> Agreeme
         return Agreement(0, nan, nan, nan, nan, nan, nan)
     pearson = low = high = spearman = nan
     if n > 1 and np.ptp(a) > 0 and np.ptp(b) > 0:
-        pearson = float(np.clip(np.corrcoef(a, b)[0, 1], -1, 1))
-        spearman = float(stats.spearmanr(a, b).statistic)
-        low, high = fisher_interval(pearson, n)
+        correlation = stats.pearsonr(a, b)
+        pearson, spearman = float(correlation.statistic), float(stats.spearmanr(a, b).statistic)
+        if n > _FEWEST_FOR_FISHER:
+            low, high = map(float, correlation.confidence_interval(CONFIDENCE))
     differences = b - a
     within_1 = float(np.mean(np.abs(differences) <= 1))
     return Agreement(n, pearson, low, high, spearman, float(differences.mean()), within_1)
-
-
-def fisher_interval(r: float, n: int) -> tuple[float, float]:
-    """95% confidence interval of a correlation of n pairs; NaN for fewer than four."""
-    if n < 4:
-        return math.nan, math.nan
-    if abs(r) >= 1:
-        return r, r
-    half = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) / math.sqrt(n - 3)
-    return math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half)
 
 
 def compare_folders(folder_a: Path, folder_b: Path) -> Comparison:

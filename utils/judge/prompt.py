@@ -6,8 +6,7 @@ import json
 import re
 from dataclasses import dataclass
 
-from utils.behaviors import get_behavior
-from utils.judge.rubrics import RUBRICS
+from utils.behaviors import Behavior
 
 MAX_SCORE = 10.0
 MAX_REPLY_CHARS = 500
@@ -35,13 +34,13 @@ _REMINDER = "\n\nReply with the number alone: digits only, no words."
 _END_MARKERS = ("</s>", "<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<end_of_turn>")
 
 
-def system_prompt(behavior: str) -> str:
+def system_prompt(behavior: Behavior) -> str:
     """Rubric and reply format.
 
     Raises:
-        UserError: If there is no such behavior.
+        UserError: If the behavior has no rubric.
     """
-    return _FRAME.format(rubric=RUBRICS[get_behavior(behavior).id])
+    return _FRAME.format(rubric=behavior.judge_rubric())
 
 
 def user_message(question: str, answer: str, *, reminder: bool = False) -> str:
@@ -62,7 +61,7 @@ def user_message(question: str, answer: str, *, reminder: bool = False) -> str:
     return message + _REMINDER if reminder else message
 
 
-def messages(behavior: str, question: str, answer: str, *, reminder: bool = False) -> list[dict[str, str]]:
+def messages(behavior: Behavior, question: str, answer: str, *, reminder: bool = False) -> list[dict[str, str]]:
     """The whole request, in the form of the chat completions API."""
     return [
         {"role": "system", "content": system_prompt(behavior)},
@@ -70,11 +69,11 @@ def messages(behavior: str, question: str, answer: str, *, reminder: bool = Fals
     ]
 
 
-def prompt_fingerprint(behavior: str) -> dict[str, str]:
+def prompt_fingerprint(behavior: Behavior) -> dict[str, str]:
     """sha256 of the rubric, and of all that is said to the judge beside question and answer."""
     said = json.dumps([system_prompt(behavior), _MESSAGE, _REMINDER])
     return {
-        "rubric_sha256": hashlib.sha256(RUBRICS[behavior].encode()).hexdigest(),
+        "rubric_sha256": hashlib.sha256(behavior.judge_rubric().encode()).hexdigest(),
         "prompt_sha256": hashlib.sha256(said.encode()).hexdigest(),
     }
 

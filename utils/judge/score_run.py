@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from utils.behaviors import Behavior
 from utils.cli.progress import progress
 from utils.errors import UserError
 from utils.files.journal import Journal
@@ -25,7 +26,7 @@ class ScoreRun:
     def __init__(
         self,
         judge: Judge,
-        behavior: str,
+        behavior: Behavior,
         files: Sequence[ScoreFile],
         journal: Journal,
         record: Mapping[str, Any],
@@ -76,7 +77,7 @@ class ScoreRun:
         keys = iter(waiting)
         n_settled = len(self._answers) - len(waiting)
         try:
-            with progress(total=len(self._answers), initial=n_settled, desc=f"{self.behavior}: answers") as bar:
+            with progress(total=len(self._answers), initial=n_settled, desc=f"{self.behavior.id}: answers") as bar:
                 async with self.judge.connected(), asyncio.TaskGroup() as group:
                     for _ in range(min(concurrency, len(waiting))):
                         group.create_task(self._ask_some(keys, bar))

@@ -32,6 +32,11 @@ class PromptTokens:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def n_steered(self) -> int:
+        """Tokens from the first steered one on."""
+        return len(self.ids) - self.steer_start
+
 
 class ChatFormat:
     """Writes prompts for one tokenizer in one format."""

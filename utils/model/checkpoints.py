@@ -1,5 +1,6 @@
 """Which checkpoint a command means, and the names that it leaves in file names."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,8 @@ LLAMA_2_CHECKPOINTS: dict[str, tuple[str, str]] = {
     "70b": ("meta-llama/Llama-2-70b-chat-hf", "meta-llama/Llama-2-70b-hf"),
 }
 MODEL_SIZES = (*LLAMA_2_CHECKPOINTS, EMBEDDED_SIZE)
+HALF_PRECISION_SIZES = ("13b", "70b")
+"""Those that --dtype auto loads as float16 on a GPU."""
 
 
 def checkpoint_label(source: str) -> str:
@@ -40,10 +43,10 @@ class ModelChoice:
         return self.size == EMBEDDED_SIZE
 
     @property
-    def command_flags(self) -> str:
+    def command_words(self) -> list[str]:
         """The flags that choose this model again, for messages that name a command."""
-        chosen = f"--model_size {self.size}" if self.size else f"--model {self.source}"
-        return f"{chosen} --use_base_model" if self.use_base_model else chosen
+        chosen = ["--model_size", self.size] if self.size else ["--model", self.source]
+        return [*chosen, "--use_base_model"] if self.use_base_model else chosen
 
 
 def choose_model(model_size: str, model: str | None, use_base_model: bool) -> ModelChoice:
@@ -65,6 +68,25 @@ def choose_model(model_size: str, model: str | None, use_base_model: bool) -> Mo
         raise UserError(f"unknown model size {model_size!r}; choose from: {', '.join(MODEL_SIZES)}")
     source = LLAMA_2_CHECKPOINTS[model_size][1 if use_base_model else 0]
     return ModelChoice(source, checkpoint_label(source), model_size, use_base_model)
+
+
+def choice_of(name: str) -> ModelChoice:
+    """The chat checkpoint that a word means: a size, a hub name or a folder."""
+    return choose_model(name, None, False) if name in MODEL_SIZES else choose_model("", name, False)
+
+
+def check_layers(requested: Sequence[int] | None, n_layers: int, model_label: str, flag: str = "--layers") -> list[int]:
+    """The requested layers, sorted and without repeats; all where none were named.
+
+    Raises:
+        UserError: If one is not a layer of the model.
+    """
+    layers = sorted(set(requested)) if requested else list(range(n_layers))
+    outside = [layer for layer in layers if not 0 <= layer < n_layers]
+    if outside:
+        named = ", ".join(map(str, outside))
+        raise UserError(f"{flag} {named}: {model_label} has layers 0 to {n_layers - 1}")
+    return layers
 
 
 def local_folder(choice: ModelChoice) -> Path | None:

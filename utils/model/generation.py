@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from utils.errors import UserError
 from utils.model.chat_format import PromptTokens
-from utils.model.steering import RowSteering, Steering
+from utils.model.steering import RowSteering, Steerings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,7 +20,7 @@ class GenerationRow:
     """One answer to generate."""
 
     prompt: PromptTokens
-    steering: Steering | None
+    steering: Steerings
     seed: int | None = None
     """Of this row's own random numbers, where the answer is sampled."""
 

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from utils.errors import UserError
 from utils.files.reading import load_tensor_file
 from utils.files.redaction import redact
 from utils.model import processes
-from utils.model.checkpoints import EMBEDDED_SIZE, ModelChoice, local_folder
+from utils.model.architectures import not_decoder_only
+from utils.model.checkpoints import EMBEDDED_SIZE, HALF_PRECISION_SIZES, ModelChoice, local_folder
 from utils.model.embedded import ensure_embedded_model
 from utils.paths import MODELS_DIR, REPOSITORY
 
@@ -51,7 +52,7 @@ def pick_dtype(choice: ModelChoice, name: str, device: torch.device) -> torch.dt
     """The dtype that --dtype names; "auto" is float32, but float16 for Llama 2 13b and 70b on a GPU."""
     if name != "auto":
         return _DTYPES[name]
-    return torch.float16 if choice.size in ("13b", "70b") and device.type == "cuda" else torch.float32
+    return torch.float16 if choice.size in HALF_PRECISION_SIZES and device.type == "cuda" else torch.float32
 
 
 def load_config(choice: ModelChoice) -> "PretrainedConfig":
@@ -71,7 +72,7 @@ def load_config(choice: ModelChoice) -> "PretrainedConfig":
             "which is not run; remove that line"
         )
     if config.is_encoder_decoder:  # transformers would load the decoder of some of them alone
-        raise _no_decoder_only_model(choice.label, config)
+        raise not_decoder_only(choice.label, config)
     with _explained(choice):
         text_config = config.get_text_config(decoder=True)
     for attribute, what in (("num_hidden_layers", "decoder layers"), ("hidden_size", "as the width of its layers")):
@@ -190,31 +191,6 @@ def load_weights_over(model: "PreTrainedModel", weights_path: Path) -> None:
         model.load_state_dict(state, strict=False)
     except RuntimeError as err:  # tensors of a kind that no model has, such as sparse ones
         raise UserError(f"{weights_path} cannot be put over the model's weights: {_first_line(err)}") from err
-
-
-def find_decoder_layers(model: "PreTrainedModel", label: str) -> list[nn.Module]:
-    """The decoder blocks, in order.
-
-    Raises:
-        UserError: If the architecture has no such list, or is none that these hooks steer correctly.
-    """
-    config = model.config.get_text_config(decoder=True)
-    if model.config.is_encoder_decoder or model.get_output_embeddings() is None:
-        raise _no_decoder_only_model(label, model.config)
-    if getattr(model, "_is_stateful", False):
-        raise UserError(
-            f"{label} ({model.config.model_type}) carries a recurrent state across tokens; "
-            "steering from a position on is not defined for it, so it is refused"
-        )
-    lists = [child for child in model.get_decoder().children() if isinstance(child, nn.ModuleList)]
-    found = [blocks for blocks in lists if len(blocks) == config.num_hidden_layers]
-    if len(found) != 1:
-        raise UserError(f"{label} ({model.config.model_type}): its decoder blocks cannot be told; it cannot be steered")
-    return list(found[0])
-
-
-def _no_decoder_only_model(label: str, config: "PretrainedConfig") -> UserError:
-    return UserError(f"{label} ({config.model_type}) is no decoder-only language model; it cannot be steered")
 
 
 def _checkpoint_source(choice: ModelChoice) -> str:

@@ -9,18 +9,21 @@ right behind the prefix. Keys and values of the prefix are thereby computed once
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from utils.model.steering import hidden_of, with_hidden
+from utils.model.steering import Steering, hidden_of, with_hidden
 
 
 class PackedBatch:
-    """The model inputs of a batch of packed sequences, all with tails of one length."""
+    """The model inputs of a batch of packed sequences. Shorter tails are padded on the right to the longest."""
 
     def __init__(
         self,
@@ -33,17 +36,19 @@ class PackedBatch:
         """
         Args:
             prefixes: One token sequence a row.
-            tails: For each row its tails; the same number and length everywhere.
-            pad_id: Fills the left of shorter prefixes; never attended to.
+            tails: For each row its tails; the same number everywhere.
+            pad_id: Fills the left of shorter prefixes and the right of shorter tails; no token attends to it.
             device: Where the inputs go.
             dtype: The model's, for the mask.
         """
         self.prefix_length = max(len(prefix) for prefix in prefixes)
-        self.n_tails, self.tail_length = len(tails[0]), len(tails[0][0])
+        self.n_tails = len(tails[0])
+        self.tail_length = max(len(tail) for row_tails in tails for tail in row_tails)
         rows, positions = [], []
         for prefix, row_tails in zip(prefixes, tails, strict=True):
             padding = self.prefix_length - len(prefix)
-            rows.append([*[pad_id] * padding, *prefix, *(token for tail in row_tails for token in tail)])
+            slots = [[*tail, *[pad_id] * (self.tail_length - len(tail))] for tail in row_tails]
+            rows.append([*[pad_id] * padding, *prefix, *(token for slot in slots for token in slot)])
             tail_positions = range(len(prefix), len(prefix) + self.tail_length)
             positions.append([*[0] * padding, *range(len(prefix)), *[*tail_positions] * self.n_tails])
         self.input_ids = torch.tensor(rows, device=device)  # [batch, seq_len]
@@ -56,7 +61,7 @@ class PackedBatch:
         return self.input_ids.shape[1]
 
     def tail_ends(self) -> Tensor:
-        """Column of each tail's last token, [n_tails]."""
+        """Column of each tail's last token, [n_tails], where all tails are equally long."""
         first = self.prefix_length + self.tail_length - 1
         return torch.arange(first, self.sequence_length, self.tail_length, device=self.input_ids.device)
 
@@ -83,36 +88,70 @@ class PackedBatch:
 
 @contextmanager
 def tails_enter_late(
-    batch: PackedBatch, layers: Sequence[nn.Module], additions: Mapping[int, Tensor]
+    batch: PackedBatch, layers: Sequence[nn.Module], combinations: Sequence[tuple[Steering, ...]]
 ) -> Iterator[None]:
-    """For the block: steered tails join the packed sequence behind the layer that steers them.
+    """For the block: steered tails join the packed sequence behind the first layer that steers them.
 
-    Below its layer a steered tail equals the unsteered one. So tail 0 runs unsteered from the bottom, and
-    behind layer l it is copied once for every row of `additions[l]`, with that row added. The tails of
-    `batch` must be tail 0, then one for each addition, by ascending layer.
+    Below that layer a steered tail equals the unsteered one. So tail 0 runs unsteered from the bottom, and
+    behind layer l it is copied and edited once for every combination that begins at l. The tails of `batch`
+    must be tail 0, then one for each combination.
 
     Args:
         batch: The packed sequence with all tails.
         layers: The decoder blocks.
-        additions: For each steered layer what is added, [n_combinations, d_model].
+        combinations: What is done to each tail but tail 0, by ascending layer; the first layers ascend as well.
     """
-    base = slice(batch.prefix_length, batch.prefix_length + batch.tail_length)
-    length = base.stop
+    length = batch.prefix_length + batch.tail_length
     with ExitStack() as stack:
         for index, layer in enumerate(layers):
-            hook = _narrow_inputs(layer, batch.sequence_length, length)
-            stack.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
-            if index in additions:
-                stack.callback(layer.register_forward_hook(_append_tails(base, additions[index])).remove)
-                length += additions[index].shape[0] * batch.tail_length
+            narrow = partial(_narrowed, full_length=batch.sequence_length, length=length)
+            stack.callback(LayerInputs(layer).changed_by(narrow).remove)
+            edits = _edits_at(index, combinations)
+            if edits:
+                stack.callback(layer.register_forward_hook(_edit_tails(batch, edits)).remove)
+                length += sum(edit.enters for edit in edits) * batch.tail_length
         yield
 
 
-def _append_tails(base: slice, added: Tensor) -> Callable[..., Any]:
+@dataclass(frozen=True)
+class _TailEdit:
+    """What one layer does to one tail."""
+
+    tail: int
+    steerings: tuple[Steering, ...]
+    enters: bool
+    """Whether the tail joins here, as a copy of tail 0."""
+
+
+def _edits_at(layer: int, combinations: Sequence[tuple[Steering, ...]]) -> list[_TailEdit]:
+    edits = []
+    for place, steerings in enumerate(combinations):
+        if here := tuple(steering for steering in steerings if steering.layer == layer):
+            edits.append(_TailEdit(1 + place, here, enters=steerings[0].layer == layer))
+    return edits
+
+
+def _edit_tails(batch: PackedBatch, edits: Sequence[_TailEdit]) -> Callable[..., Any]:
+    def columns(tail: int) -> slice:
+        start = batch.prefix_length + tail * batch.tail_length
+        return slice(start, start + batch.tail_length)
+
     def hook(module: nn.Module, args: Any, output: Any) -> Any:  # noqa: ARG001
         hidden = hidden_of(output)  # [batch, length, d_model]
-        steered = hidden[:, None, base] + added.to(hidden)[None, :, None, :]  # [batch, n_combinations, tail, d_model]
-        return with_hidden(output, torch.cat([hidden, steered.flatten(1, 2)], dim=1))
+        base, entering, present = hidden[:, columns(0)], [], {}
+        for edit in edits:
+            tail = base if edit.enters else hidden[:, columns(edit.tail)]
+            for steering in edit.steerings:
+                tail = steering.placed(tail.device).edit(tail)
+            if edit.enters:
+                entering.append(tail)
+            else:
+                present[edit.tail] = tail
+        if present:
+            hidden = hidden.clone()
+            for number, tail in present.items():
+                hidden[:, columns(number)] = tail
+        return with_hidden(output, torch.cat([hidden, *entering], dim=1))
 
     return hook
 
@@ -126,22 +165,31 @@ _SEQUENCE_DIMENSIONS = {
 }
 
 
-def _narrow_inputs(layer: nn.Module, full_length: int, length: int) -> Callable[..., Any]:
-    """A pre-hook that cuts a block's inputs down to the first `length` columns."""
-    names = list(inspect.signature(layer.forward).parameters)
+class LayerInputs:
+    """What a decoder block is given, by name, and a way to change it."""
 
-    def narrow(name: str, value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(narrow(name, part) for part in value)
-        if not isinstance(value, Tensor):
-            return value
-        for dimension in _SEQUENCE_DIMENSIONS.get(name, ()):
-            if value.shape[dimension] == full_length:
-                value = value.narrow(dimension, 0, length)
-        return value
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+        self._names = list(inspect.signature(layer.forward).parameters)
 
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ARG001
-        narrowed = tuple(narrow(name, value) for name, value in zip(names, args, strict=False))
-        return narrowed, {name: narrow(name, value) for name, value in kwargs.items()}
+    def changed_by(self, change: Callable[[str, Tensor], Tensor]) -> RemovableHandle:
+        """A pre-hook that gives the block `change(name, tensor)` for each of its tensors."""
 
-    return hook
+        def apply(name: str, value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(apply(name, part) for part in value)
+            return change(name, value) if isinstance(value, Tensor) else value
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ARG001
+            changed = tuple(apply(name, value) for name, value in zip(self._names, args, strict=False))
+            return changed, {name: apply(name, value) for name, value in kwargs.items()}
+
+        return self.layer.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def _narrowed(name: str, value: Tensor, full_length: int, length: int) -> Tensor:
+    """An input of a block, cut down to the first `length` columns."""
+    for dimension in _SEQUENCE_DIMENSIONS.get(name, ()):
+        if value.shape[dimension] == full_length:
+            value = value.narrow(dimension, 0, length)
+    return value

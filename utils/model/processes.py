@@ -52,6 +52,18 @@ def gather(value: T) -> list[T]:
     return gather_object([value])
 
 
+def gather_to_main(value: T) -> list[T]:
+    """The values of all processes in the main one, nothing in the others; every process must call it."""
+    if count() == 1:
+        return [value]
+    from torch import distributed
+
+    _state()
+    values: list[T | None] | None = [None] * count() if is_main() else None
+    distributed.gather_object(value, values)
+    return list(values or [])  # type: ignore[arg-type]  # all are filled in
+
+
 def from_main(value: T) -> T:
     """The main process's value; every process must call it."""
     return gather(value)[0]

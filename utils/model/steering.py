@@ -1,4 +1,4 @@
-"""Adding vectors to a residual stream, and reading it: the maths and the forward hooks.
+"""Editing a residual stream, and reading it: operators and the forward hooks.
 
 Hooks are always removed, also when a forward pass fails.
 """
@@ -6,68 +6,110 @@ Hooks are always removed, also when a forward pass fails.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError
+from utils.files.reading import load_vector
+from utils.paths import REPOSITORY, DataPaths, VectorKind
+
+Operator = Callable[[Tensor, Tensor, float], Tensor]
+"""Residual stream [..., d_model], vector [d_model], multiplier -> the edited residual stream, in the same shape and
+dtype. Each token is edited by itself: that is what lets steered tokens be packed and batched."""
+
+
+def add(hidden: Tensor, vector: Tensor, multiplier: float) -> Tensor:
+    """Add `multiplier` x `vector` to every token (CAA, Rimsky et al. 2023)."""
+    return hidden + (vector * multiplier).to(hidden)
 
 
 @dataclass(frozen=True, eq=False)
 class Steering:
-    """Add `multiplier` x `vector` to the output of decoder block `layer`."""
+    """Edit the output of decoder block `layer`: by default, add `multiplier` x `vector` to it."""
 
     layer: int
     multiplier: float
     vector: Tensor
     """[d_model], any float dtype and device."""
+    operator: Operator = add
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        layer: int,
+        multiplier: float = 1.0,
+        *,
+        model: str | None = None,
+        root: Path = REPOSITORY,
+        kind: VectorKind | None = None,
+    ) -> "Steering":
+        """Steering with a vector from a file.
+
+        Args:
+            source: A behavior's id, for its normalised vector; or a path to a `.pt` file.
+            layer: Decoder block to steer, counted from 0.
+            multiplier: Of the vector.
+            model: Label of the model whose vector it is; needed only where the behavior has several models' vectors.
+            root: Folder that holds normalized_vectors/.
+            kind: Where the vector was read and how it was made; the default is the published one.
+
+        Raises:
+            UserError: If there is no such vector, several models have one, or the file does not hold one.
+        """
+        path = Path(source)
+        if path.suffix != ".pt":
+            path = DataPaths(root).find_vector(str(source), layer, model, kind or VectorKind())
+        return cls(layer, float(multiplier), load_vector(path))
+
+    def edit(self, hidden: Tensor) -> Tensor:
+        """The residual stream [..., d_model] as this steering leaves it; the given one stays as it is."""
+        return self.operator(hidden, self.vector, self.multiplier)
+
+    def placed(self, device: torch.device) -> "Steering":
+        """The same with its vector on a device."""
+        return Steering(self.layer, self.multiplier, self.vector.to(device), self.operator)
 
     @property
-    def addition(self) -> Tensor:
-        """What is added to the residual stream, [d_model]."""
-        return self.vector * self.multiplier
+    def size(self) -> float:
+        """Norm of multiplier x vector."""
+        return abs(self.multiplier) * float(self.vector.double().norm())
 
 
-def mean_difference(positive: Tensor, negative: Tensor) -> Tensor:
-    """Average the activation difference over contrast pairs (CAA, Rimsky et al. 2023, eq. 1).
-
-    Args:
-        positive: Answer-token activations, [n_pairs, d_model], any float dtype.
-        negative: Same shape; row i is the other half of pair i.
-
-    Returns:
-        Steering vector, [d_model], float32, on the inputs' device.
-
-    Raises:
-        UserError: If the shapes differ or n_pairs is 0.
-    """
-    if positive.shape != negative.shape or positive.dim() != 2 or positive.shape[0] == 0:
-        raise UserError(
-            f"a steering vector needs two equal activation tables [n_pairs, d_model], "
-            f"found {list(positive.shape)} and {list(negative.shape)}"
-        )
-    return (positive.double() - negative.double()).mean(dim=0).float()
+Steerings = Steering | Sequence[Steering] | None
+"""What is done to one row or combination: nothing, one steering, or several (of any layers)."""
 
 
-def normalize_to_mean_norm(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Scale vectors to their mean Euclidean norm, so that one multiplier means the same for all.
+def as_tuple(steerings: Steerings) -> tuple[Steering, ...]:
+    """Every steering of a row, by ascending layer; those of one layer in the order given."""
+    if steerings is None:
+        return ()
+    several = (steerings,) if isinstance(steerings, Steering) else tuple(steerings)
+    return tuple(sorted(several, key=lambda steering: steering.layer))
 
-    Args:
-        vectors: One vector [d_model] a behavior, of the same layer and model.
 
-    Returns:
-        The scaled vectors, float32, under the same keys.
+def check_range(steerings: Sequence[Steerings], dtype: torch.dtype) -> None:
+    """Refuse steering that leaves the range of the model's arithmetic.
+
+    A norm squares the residual stream in float32. Beyond the square root of that type's range the square is
+    infinite and the stream becomes zero: every answer would be as likely as every other, without a word.
 
     Raises:
-        UserError: If a vector is zero and so has no direction.
+        UserError: Names layer and multiplier.
     """
-    norms = {key: vector.double().norm().item() for key, vector in vectors.items()}
-    for key, norm in norms.items():
-        if norm == 0.0:
-            raise UserError(f"the vector of {key} is all zeros and cannot be normalised; make it again")
-    mean_norm = sum(norms.values()) / len(norms)
-    return {key: (vector.double() * (mean_norm / norms[key])).float() for key, vector in vectors.items()}
+    largest = torch.finfo(torch.float32).max ** 0.5
+    for steering in {one: None for row in steerings for one in as_tuple(row)}:
+        entries = steering.vector.double() * steering.multiplier
+        fits = float(entries.norm()) < largest and float(entries.abs().max()) <= torch.finfo(dtype).max
+        if not fits:
+            raise UserError(
+                f"layer {steering.layer}, multiplier {steering.multiplier:g}: the vector then has norm "
+                f"{float(entries.norm()):.3g}, beyond what {str(dtype).removeprefix('torch.')} arithmetic can hold; "
+                "use smaller --multipliers"
+            )
 
 
 def hidden_of(output: Any) -> Tensor:
@@ -104,28 +146,31 @@ class _ForwardStopped(Exception):
 
 @contextmanager
 def capture_outputs(
-    layers: Sequence[nn.Module], columns: Tensor | None = None, *, stop_after_last: bool = False
+    layers: Sequence[nn.Module],
+    keep: Callable[[Tensor], Tensor] | None = None,
+    *,
+    stop_after_last: bool = False,
 ) -> Iterator[dict[int, Tensor]]:
     """For the block: collect each module's output residual stream, copied, under its index in `layers`.
 
     Args:
         layers: Decoder blocks in the order in which they run.
-        columns: Positions in the sequence to keep; None for all.
+        keep: What to keep of a residual stream [batch, seq_len, d_model]; None for all of it.
         stop_after_last: End the forward pass behind the last of them. The pass then returns nothing:
             it must be the block's last statement.
     """
     captured: dict[int, Tensor] = {}
 
-    def keep(index: int) -> Callable[[Tensor], None]:
+    def keeper(index: int) -> Callable[[Tensor], None]:
         def hook(hidden: Tensor) -> None:
-            kept = hidden if columns is None else hidden[:, columns.to(hidden.device)]
+            kept = hidden if keep is None else keep(hidden)
             captured[index] = kept.detach().clone()
             if stop_after_last and index == len(layers) - 1:
                 raise _ForwardStopped
 
         return hook
 
-    with output_hooks({layer: keep(index) for index, layer in enumerate(layers)}):
+    with output_hooks({layer: keeper(index) for index, layer in enumerate(layers)}):
         try:
             yield captured
         except _ForwardStopped:
@@ -134,34 +179,52 @@ def capture_outputs(
 
 
 class RowSteering:
-    """What is added to each row of a batch: every row has its own layer, multiplier and vector, or none."""
+    """Steers the rows of a batch: every row has its own steerings, or none."""
 
-    def __init__(self, rows: Sequence[Steering | None], layers: Sequence[nn.Module]) -> None:
+    def __init__(self, rows: Sequence[Steerings], layers: Sequence[nn.Module]) -> None:
         self._layers = layers
-        self._additions: dict[int, Tensor] = {}  # layer -> [batch, 1, d_model]; 0 for rows steered elsewhere
-        for layer in sorted({row.layer for row in rows if row is not None}):
-            per_row = [row.addition if row is not None and row.layer == layer else None for row in rows]
-            blank = torch.zeros_like(next(addition for addition in per_row if addition is not None))
-            self._additions[layer] = torch.stack([blank if a is None else a for a in per_row])[:, None, :]
+        self._n_rows = len(rows)
+        self._edits: dict[int, list[tuple[Steering, Tensor]]] = {}  # layer -> what is done to which rows, in order
+        of_rows: dict[tuple[int, Steering], list[int]] = {}  # place in its row, steering -> rows
+        for index, row in enumerate(rows):
+            for place, steering in enumerate(as_tuple(row)):
+                of_rows.setdefault((place, steering), []).append(index)
+        for (_, steering), indices in sorted(of_rows.items(), key=lambda entry: entry[0][0]):
+            self._edits.setdefault(steering.layer, []).append((steering, torch.tensor(indices)))
         self.positions: Tensor | None = None
         """[batch, seq_len] bool: which tokens of the coming forward pass are steered; None for all."""
 
     def keep_rows(self, rows: Tensor) -> None:
         """Go on with some rows of the batch only; `rows` are their indices."""
-        self._additions = {layer: added[rows.to(added.device)] for layer, added in self._additions.items()}
+        place = torch.full((self._n_rows,), -1)
+        place[rows.cpu()] = torch.arange(len(rows))
+        self._n_rows = len(rows)
+        for layer, edits in self._edits.items():
+            moved = [(steering, place[indices.cpu()]) for steering, indices in edits]
+            self._edits[layer] = [(steering, at[at >= 0]) for steering, at in moved if bool((at >= 0).any())]
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """For the block: steer every forward pass."""
-
-        def hook_at(layer: int) -> Callable[[Tensor], Tensor]:
-            def add(hidden: Tensor) -> Tensor:
-                added = self._additions[layer] = self._additions[layer].to(hidden)
-                if self.positions is None:
-                    return hidden + added
-                return torch.where(self.positions[:, :, None].to(hidden.device), hidden + added, hidden)
-
-            return add
-
-        with output_hooks({self._layers[layer]: hook_at(layer) for layer in self._additions}):
+        with output_hooks({self._layers[layer]: self._hook_at(layer) for layer in self._edits}):
             yield
+
+    def _hook_at(self, layer: int) -> Callable[[Tensor], Tensor]:
+        def edit(hidden: Tensor) -> Tensor:
+            edits = [(steering.placed(hidden.device), at.to(hidden.device)) for steering, at in self._edits[layer]]
+            self._edits[layer] = edits
+            positions = None if self.positions is None else self.positions.to(hidden.device)[:, :, None]
+            edited = hidden
+            for steering, rows in edits:
+                if len(rows) == self._n_rows:
+                    new = steering.edit(edited)
+                    edited = new if positions is None else torch.where(positions, new, edited)
+                    continue
+                before = edited[rows]
+                new = steering.edit(before)
+                edited = edited.index_copy(
+                    0, rows, new if positions is None else torch.where(positions[rows], new, before)
+                )
+            return edited
+
+        return edit

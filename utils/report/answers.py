@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from utils.behaviors import get_behavior
+from utils.behaviors import Behavior, load_behavior
 from utils.errors import UserError
-from utils.evaluation.results import settings_of, unsteered
+from utils.evaluation.results import settings_of
 from utils.figures.results import PLAIN
 from utils.figures.variations import transfer_label, weights_label
 from utils.judge.score_files import Record, answer_key, has_score, load_answers, load_scored
@@ -43,6 +43,8 @@ class Answers:
     notes: list[str] = field(default_factory=list)
     """What could not be shown, or not as one would expect."""
     n_unreadable: int = 0
+    behaviors: dict[str, Behavior] = field(default_factory=dict)
+    """By id."""
 
     @property
     def distinct_files(self) -> list[AnswerFile]:
@@ -68,8 +70,8 @@ class Answers:
             "behaviors": [
                 {
                     "id": behavior,
-                    "label": get_behavior(behavior).label,
-                    "meaning": get_behavior(behavior).positive_meaning,
+                    "label": self.behaviors[behavior].label,
+                    "meaning": self.behaviors[behavior].meaning,
                     "questions": list(of_behavior),
                 }
                 for behavior, of_behavior in questions.items()
@@ -104,7 +106,7 @@ def condition_label(at: SteeringSettings) -> str:
     if at.override_vector is not None or at.override_vector_model is not None:
         parts.append(transfer_label(at))
     if at.vector_behavior is not None:
-        parts.append(f"vector of {get_behavior(at.vector_behavior).label}")
+        parts.append(f"vector of {at.vector_behavior}")
     if at.override_model_weights_path is not None:
         parts.append(weights_label(at.override_model_weights_path))
     if at.steer_positions == "all":
@@ -120,6 +122,7 @@ def collect_answers(args: argparse.Namespace, paths: DataPaths, choice: ModelCho
     if args.type not in (None, "open_ended"):
         return answers
     for behavior in args.behaviors:
+        answers.behaviors[behavior] = load_behavior(paths, behavior)
         named = _named_files(paths, behavior, settings_of(choice, behavior, "open_ended"))
         for at, name in sorted(_choose(named, args).items(), key=lambda entry: _order(entry[0])):
             _collect_file(answers, at, paths.scores_dir / behavior / name, paths.results_dir / behavior / name)
@@ -146,13 +149,13 @@ def _choose(named: Mapping[SteeringSettings, str], args: argparse.Namespace) -> 
     baselines: dict[SteeringSettings, str] = {}
     for at in sorted(named, key=_order):
         if at.multiplier == 0:
-            baselines.setdefault(unsteered(at), named[at])
+            baselines.setdefault(at.unsteered(), named[at])
     chosen = {}
     for at, name in named.items():
         if args.layers and at.layer not in args.layers:
             continue
         zero = at.at(at.layer, 0.0)
-        for one, file in ((at, name), (zero, named.get(zero) or baselines.get(unsteered(zero)))):
+        for one, file in ((at, name), (zero, named.get(zero) or baselines.get(zero.unsteered()))):
             if file and (not args.multipliers or one.multiplier in args.multipliers):
                 chosen[one] = file
     return chosen

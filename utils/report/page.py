@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from utils.behaviors import BEHAVIORS, get_behavior
+from utils.behaviors import list_behaviors, load_behavior
 from utils.evaluation.effects import Point, evaluation_command
 from utils.evaluation.headline import CHOICE_NOTE, Headline, headline_of, interval, steerability_text
 from utils.evaluation.results import settings_of
@@ -111,7 +111,9 @@ def collect_report(
         groups=tuple(group for task in tasks for group in group_figures(task)),
         answers=answers,
         only_type=args.type if args.type not in (None, "open_ended") else "",
-        answers_command=evaluation_command(args.behaviors, args.layers or (), args.multipliers or (), like, choice),
+        answers_command=evaluation_command(
+            args.behaviors, args.layers or (), args.multipliers or (), like, choice, paths
+        ),
         tokens=token_view(tasks, answers, paths, args.behaviors, choice, steer_all),
         steer_all=steer_all,
         provenance=collect_provenance(args, paths.root, [*read, *(file.path for file in answers.files)], answers.notes),
@@ -121,7 +123,7 @@ def collect_report(
 
 def group_figures(task: Task) -> list[FigureGroup]:
     """Figures of all behaviors first, then behavior by behavior."""
-    order = ["", *BEHAVIORS]
+    order = ["", *list_behaviors(task.paths)]
 
     def behavior_of(figure: KeptFigure) -> str:
         return "" if figure.stem.parent == task.paths.analysis_dir else figure.stem.parent.name
@@ -131,7 +133,7 @@ def group_figures(task: Task) -> list[FigureGroup]:
         FigureGroup(
             f"figures-{task.result_type}-{behavior or 'all'}",
             TYPE_LABELS[task.result_type],
-            get_behavior(behavior).label if behavior else ALL_BEHAVIORS,
+            load_behavior(task.paths, behavior).label if behavior else ALL_BEHAVIORS,
             tuple(figures),
         )
         for behavior, figures in groupby(ordered, behavior_of)
@@ -176,7 +178,7 @@ def _headline_table(headline: Headline) -> dict[str, Any]:
     for one in headline.behaviors:
         behaviors.append(
             {
-                "label": get_behavior(one.behavior).label,
+                "label": one.behavior.label,
                 "meaning": meaning_note(one.behavior, headline.result_type),
                 "layer": one.layer,
                 "rows": [_headline_row(point) for point in one.points],

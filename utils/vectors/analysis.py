@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from utils.data.estimates import Estimate, share_estimate
 from utils.errors import UserError
-from utils.evaluation.metrics import Estimate, share_estimate
 
 FloatArray = NDArray[np.float64]
 
@@ -192,11 +192,10 @@ def letter_balanced_share(is_true: Sequence[bool], letters: Sequence[Letters]) -
 
 def area_under_curve(higher: FloatArray, lower: FloatArray) -> float:
     """Probability that a value of the first sample exceeds one of the second; ties count half."""
-    from scipy.stats import rankdata
+    from sklearn.metrics import roc_auc_score
 
-    ranks = rankdata(np.concatenate([higher, lower]))[: len(higher)]
-    n_above = float(ranks.sum()) - len(higher) * (len(higher) + 1) / 2
-    return n_above / (len(higher) * len(lower))
+    is_higher = np.repeat([True, False], [len(higher), len(lower)])
+    return float(roc_auc_score(is_higher, np.concatenate([higher, lower])))
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,23 +7,23 @@ from typing import TYPE_CHECKING
 
 from utils.errors import UserError
 from utils.model.checkpoints import EMBEDDED_SIZE, MODEL_SIZES, ModelChoice, choose_model
-from utils.paths import DataPaths
+from utils.paths import DataPaths, VectorKind
 
 if TYPE_CHECKING:
     from numpy import float64
     from numpy.typing import NDArray
 
-_VECTOR_NAME = re.compile(r"vec_layer_(\d+)_(.+)\.pt")
 _ACTIVATIONS_NAME = re.compile(r"activations_(pos|neg)_(\d+)_(.+)\.pt")
 
 
-def find_vectors(paths: DataPaths, behavior: str, *, normalized: bool = False) -> dict[str, set[int]]:
-    """The layers for which a behavior has vectors, by model label."""
+def find_vectors(
+    paths: DataPaths, behavior: str, *, normalized: bool = False, kind: VectorKind = VectorKind()
+) -> dict[str, set[int]]:
+    """The layers for which a behavior has vectors of one kind, by model label."""
     found: dict[str, set[int]] = {}
-    folder = paths.vectors_dir(behavior, normalized=normalized)
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if match := _VECTOR_NAME.fullmatch(path.name):
-            found.setdefault(match.group(2), set()).add(int(match.group(1)))
+    for file in paths.vector_files(behavior, normalized=normalized):
+        if file.kind == kind:
+            found.setdefault(file.model_label, set()).add(file.layer)
     return found
 
 
@@ -49,19 +49,26 @@ def choice_of_label(label: str) -> ModelChoice:
 
 
 def generate_command(
-    behaviors: Sequence[str], layers: Iterable[int], choice: ModelChoice | None, *, activations: bool = False
+    paths: DataPaths,
+    behaviors: Sequence[str],
+    layers: Iterable[int],
+    choice: ModelChoice | None,
+    *,
+    activations: bool = False,
 ) -> str:
     """The command that makes vectors (and activations); what is empty or None is left to its defaults."""
-    parts = ["./generate_vectors.py"]
-    if activations:
-        parts.append("--save_activations")
+    words: list[object] = ["--save_activations"] if activations else []
     if behaviors:
-        parts += ["--behaviors", *behaviors]
-    if numbers := [str(layer) for layer in layers]:
-        parts += ["--layers", *numbers]
-    if choice:
-        parts.append(choice.command_flags)
-    return " ".join(parts)
+        words += ["--behaviors", *behaviors]
+    if numbers := list(layers):
+        words += ["--layers", *numbers]
+    return paths.command("generate_vectors", *words, *(choice.command_words if choice else ()))
+
+
+def normalize_command(paths: DataPaths, behaviors: Sequence[str], choice: ModelChoice | None) -> str:
+    """The command that normalises vectors; what is empty or None is left to its defaults."""
+    words = ["--behaviors", *behaviors] if behaviors else []
+    return paths.command("normalize_vectors", *words, *(choice.command_words if choice else ()))
 
 
 def layer_ranges(layers: Iterable[int]) -> str:

@@ -16,6 +16,7 @@ from utils.files.reading import load_tensor_file
 from utils.files.writing import save_tensor
 from utils.model import processes
 from utils.settings import Side
+from utils.vectors.estimators import RunningMean
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +40,8 @@ class PairSums:
             keep_all: Keep every pair's activations.
         """
         self.path, self.layers = path, tuple(layers)
-        self.total = torch.zeros(len(layers), d_model, dtype=torch.float64)
-        """Positive minus negative, [n_layers, d_model]."""
+        self.mean = RunningMean(torch.zeros(len(layers), d_model, dtype=torch.float64))
+        """Of positive minus negative, [n_layers, d_model]."""
         self.done: list[int] = []
         """Pairs that are in it."""
         self.sides = {side: torch.empty(len(layers), n_pairs, d_model) for side in SIDES} if keep_all else None
@@ -53,7 +54,7 @@ class PairSums:
         fresh = [row for row, index in enumerate(indices) if index not in done]
         positive, negative = positive[fresh], negative[fresh]
         indices = [indices[row] for row in fresh]
-        self.total += (positive.double() - negative.double()).sum(dim=0)
+        self.mean.add(positive, negative)
         if self.sides:
             self.sides["pos"][:, indices] = positive.transpose(0, 1)
             self.sides["neg"][:, indices] = negative.transpose(0, 1)
@@ -64,7 +65,7 @@ class PairSums:
         if time.monotonic() - self._saved < pause:
             return
         begun = time.monotonic()
-        kept = {"layers": torch.tensor(self.layers), "done": torch.tensor(self.done), "total": self.total}
+        kept = {"layers": torch.tensor(self.layers), "done": torch.tensor(self.done), "total": self.mean.total}
         save_tensor(self.path, {**kept, **{side: values[:, self.done] for side, values in (self.sides or {}).items()}})
         self._saved = time.monotonic()
         self._seconds_to_save = self._saved - begun
@@ -81,19 +82,28 @@ class PairSums:
         except (UserError, KeyError, ValueError) as err:  # damaged, without activations, or of fewer layers
             log.debug("%s is of no use: %s", self.path, err)
             return
-        self.total, self.done = total, done
+        self.mean, self.done = RunningMean(total, len(done)), done
         for side, values in (self.sides or {}).items():
             values[:, done] = sides[side]
         log.info("going on behind the %d pairs of an interrupted run", len(self.done))
 
     def gather(self) -> None:
-        """Bring together what all processes have read."""
-        everyone = processes.gather((self.total, self.done, self.sides))
-        self.total = torch.stack([total for total, _, _ in everyone]).sum(dim=0)
+        """Bring together in the main process what all have read; each sends what it has read, no more."""
+        own = {side: values[:, self.done] for side, values in (self.sides or {}).items()}
+        everyone = processes.gather_to_main((self.mean, self.done, own))
+        if not everyone:
+            return
+        total = torch.stack([mean.total for mean, _, _ in everyone]).sum(dim=0)
+        self.mean = RunningMean(total, sum(mean.n_pairs for mean, _, _ in everyone))
         for _, done, sides in everyone:
-            for side, values in (sides or {}).items():
+            for side, values in sides.items():
                 if self.sides:
-                    self.sides[side][:, done] = values[:, done]
+                    self.sides[side][:, done] = values
+
+    def broken_layers(self) -> list[int]:
+        """Layers with activations that are not finite."""
+        finite = self.mean.total.isfinite().all(dim=1)
+        return [layer for layer, row in zip(self.layers, finite, strict=True) if not row]
 
     def forget(self) -> None:
         """The vectors are written."""

@@ -1,0 +1,54 @@
+"""Estimators: from two tables of activations to a vector, on numbers small enough to follow by hand."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from utils.errors import UserError
+from utils.vectors.estimators import RunningMean, mean_difference, normalize_to_mean_norm
+
+
+def test_a_mean_difference_is_the_mean_of_differences() -> None:
+    positive = torch.tensor([[1.0, 2.0], [3.0, 10.0]])
+    negative = torch.tensor([[0.0, 2.0], [1.0, 4.0]])
+    assert mean_difference(positive, negative).tolist() == [1.5, 3.0]
+
+
+def test_a_mean_difference_is_taken_in_double_precision() -> None:
+    positive = torch.cat([torch.full((1, 1), 2.0**25), torch.ones(3, 1)])
+    negative = torch.cat([torch.full((1, 1), 2.0**25 - 4), torch.zeros(3, 1)])
+    assert mean_difference(positive, negative).tolist() == [7 / 4]
+
+
+@pytest.mark.parametrize(
+    ("positive", "negative"),
+    [
+        (torch.ones(2, 3), torch.ones(3, 3)),
+        (torch.ones(0, 3), torch.ones(0, 3)),
+        (torch.ones(3), torch.ones(3)),
+    ],
+)
+def test_tables_that_do_not_belong_together_are_refused(positive: Tensor, negative: Tensor) -> None:
+    with pytest.raises(UserError, match="two equal activation tables"):
+        mean_difference(positive, negative)
+
+
+def test_normalised_vectors_have_the_mean_norm_and_their_own_direction() -> None:
+    found = normalize_to_mean_norm({"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([0.0, -15.0])})
+    assert found["a"].tolist() == pytest.approx([6.0, 8.0]) and found["b"].tolist() == pytest.approx([0.0, -10.0])
+
+
+def test_a_vector_without_direction_cannot_be_normalised() -> None:
+    with pytest.raises(UserError, match="the vector of b is all zeros"):
+        normalize_to_mean_norm({"a": torch.ones(2), "b": torch.zeros(2)})
+
+
+def test_the_streaming_form_gives_the_mean_of_all_pairs_however_they_come() -> None:
+    positive = torch.randn(7, 3, 4, generator=torch.Generator().manual_seed(0))
+    negative = torch.randn(7, 3, 4, generator=torch.Generator().manual_seed(1))
+    running = RunningMean(torch.zeros(3, 4, dtype=torch.float64))
+    for rows in ([0, 1], [6], [5, 2, 4, 3]):
+        running.add(positive[rows], negative[rows])
+    assert running.n_pairs == 7
+    for layer in range(3):
+        torch.testing.assert_close(running.vector[layer], mean_difference(positive[:, layer], negative[:, layer]))

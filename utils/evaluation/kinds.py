@@ -1,0 +1,190 @@
+"""The kinds of questions that an evaluation asks: how the model is run on them, and what is recorded of an answer.
+
+A new kind is a new class here and its entry in `KINDS`. Nothing in this module needs torch before a model is run.
+"""
+# ruff: noqa: ARG002  (every kind is given the same arguments)
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.data.records import ChoiceItem, load_choice_items, load_open_ended_questions
+from utils.errors import UserError
+from utils.model.chat_format import PromptTokens
+from utils.settings import ResultType, SteeringSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from llama_wrapper import LlamaWrapper
+    from utils.evaluation.plan import SweepRequest
+    from utils.model.steering import Steering
+
+Combination = tuple[int, float]  # layer, multiplier
+
+
+@dataclass(frozen=True)
+class DistinctSteering:
+    """A steering, and the combinations for which it stands (several for multiplier 0)."""
+
+    steering: "Steering | None"
+    combinations: tuple[Combination, ...]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of the model: every item under every steering."""
+
+    request: "SweepRequest"
+    settings: SteeringSettings
+    system_prompt: str | None
+    items: Sequence[Any]
+    """As the kind loads them; an item of which several answers are drawn stands there as often."""
+    steerings: Sequence[DistinctSteering]
+
+    def placed(self, prompt: PromptTokens) -> PromptTokens:
+        """The prompt, steered from where the settings say."""
+        return replace(prompt, steer_start=0) if self.settings.steer_positions == "all" else prompt
+
+
+class Questions(ABC):
+    """One kind. Its answers are kept as journal entries, each under a number of its own.
+
+    Here an entry is one item's answer under all steerings, and its number the item's.
+    """
+
+    unit: str
+    """What the progress line counts."""
+    is_sampled = False
+    """Whether its answers may be drawn at a temperature."""
+
+    @abstractmethod
+    def load(self, path: Path, hint: str) -> list[Any]:
+        """The items of a test set; UserError where it is missing or broken."""
+
+    @abstractmethod
+    def answer(self, model: "LlamaWrapper", asked: Asked, done: Collection[int]) -> Iterator[tuple[int, Any]]:
+        """Yield entries (values that JSON can hold) by their numbers, but for those that are done."""
+
+    @abstractmethod
+    def record(self, item: Any, entry: Any, place: int) -> dict[str, Any]:
+        """The result record of an item under the steering at `place`."""
+
+    def facts(self, request: "SweepRequest") -> dict[str, Any]:
+        """What its numbers depend on beyond what all kinds depend on, for the provenance record."""
+        return {}
+
+    def n_entries(self, n_items: int, n_steerings: int) -> int:
+        return n_items
+
+    def number(self, item: int, place: int, n_items: int) -> int:
+        """The number of the entry that holds an item's answer under the steering at `place`."""
+        return item
+
+    def place_of(self, number: int, n_items: int) -> int | None:
+        """The steering to which an entry belongs alone; None where it belongs to all."""
+        return None
+
+
+class ChoiceQuestions(Questions):
+    """Questions with lettered answers, every steering in one pass over the question.
+
+    An entry is the probabilities of the item's letters, [n_steerings, n_letters].
+    """
+
+    unit = "questions"
+
+    def __init__(self, result_type: ResultType) -> None:
+        self.result_type = result_type
+
+    def load(self, path: Path, hint: str) -> list[Any]:
+        return load_choice_items(path, self.result_type, hint)
+
+    def answer(self, model: "LlamaWrapper", asked: Asked, done: Collection[int]) -> Iterator[tuple[int, Any]]:
+        encode, letter_id = model.chat_format.encode_choice, model.chat_format.letter_id
+        prompts = [asked.placed(encode(item.question, asked.system_prompt)) for item in asked.items]
+        letters = [[letter_id(letter) for letter in item.letters] for item in asked.items]
+        score = model.score_plainly if asked.request.plainly else model.score
+        steerings = [distinct.steering for distinct in asked.steerings]
+        for index, probabilities in score(prompts, steerings, letters, asked.request.batch_size, done):
+            _check_finite(probabilities, asked.steerings, model)
+            yield index, probabilities.tolist()
+
+    def record(self, item: ChoiceItem, entry: Any, place: int) -> dict[str, Any]:
+        return item.result_record(dict(zip(item.letters, entry[place], strict=True)))
+
+
+def _check_finite(probabilities: "Tensor", steerings: Sequence[DistinctSteering], model: "LlamaWrapper") -> None:
+    """Refuse what is no number: a steered residual stream has left the range of the dtype."""
+    for distinct, row in zip(steerings, probabilities, strict=True):
+        if not bool(row.isfinite().all()):
+            layer, multiplier = distinct.combinations[0]
+            raise UserError(
+                f"layer {layer}, multiplier {multiplier}: the probabilities are not finite in {model.dtype}; "
+                "use smaller --multipliers or --dtype float32"
+            )
+
+
+class FreeAnswers(Questions):
+    """Questions that the model answers in its own words, each under each steering for itself.
+
+    An entry is one answer: its text, and prompt and answer with special tokens.
+    """
+
+    unit = "answers"
+    is_sampled = True
+
+    def load(self, path: Path, hint: str) -> list[Any]:
+        return load_open_ended_questions(path, hint)
+
+    def facts(self, request: "SweepRequest") -> dict[str, Any]:
+        return {"max_new_tokens": request.max_new_tokens}
+
+    def answer(self, model: "LlamaWrapper", asked: Asked, done: Collection[int]) -> Iterator[tuple[int, Any]]:
+        from utils.model.generation import GenerationRow
+
+        encode, seed = model.chat_format.encode, asked.settings.seed
+        prompts = [asked.placed(encode(question, None, asked.system_prompt)) for question in asked.items]
+        rows = [
+            GenerationRow(prompt, distinct.steering, seed=_row_seed(seed, *distinct.combinations[0], index))
+            for distinct in asked.steerings
+            for index, prompt in enumerate(prompts)
+        ]
+        for number, generation in model.generate(
+            rows,
+            asked.request.max_new_tokens,
+            temperature=asked.settings.temperature,
+            use_cache=not asked.request.plainly,
+            batch_size=asked.request.batch_size,
+            skip=done,
+        ):
+            yield number, [generation.text, generation.raw_text]
+
+    def record(self, item: str, entry: Any, place: int) -> dict[str, Any]:
+        return {"question": item, "model_output": entry[0], "raw_model_output": entry[1]}
+
+    def n_entries(self, n_items: int, n_steerings: int) -> int:
+        return n_items * n_steerings
+
+    def number(self, item: int, place: int, n_items: int) -> int:
+        return place * n_items + item
+
+    def place_of(self, number: int, n_items: int) -> int | None:
+        return number // n_items
+
+
+def _row_seed(seed: int, layer: int, multiplier: float, index: int) -> int:
+    """A seed of its own for each answer, the same in every run."""
+    at = (seed, layer if multiplier else 0, multiplier, index)
+    return int.from_bytes(sha256(repr(at).encode()).digest()[:7], "big")
+
+
+KINDS: dict[ResultType, Questions] = {
+    "ab": ChoiceQuestions("ab"),
+    "open_ended": FreeAnswers(),
+    "truthful_qa": ChoiceQuestions("truthful_qa"),
+    "mmlu": ChoiceQuestions("mmlu"),
+}

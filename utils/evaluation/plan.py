@@ -1,0 +1,325 @@
+"""What a sweep is to make, what of it is there, and what made that; all of it without a model or torch."""
+
+import logging
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.behaviors import load_behavior
+from utils.errors import UserError
+from utils.evaluation.kinds import KINDS, Combination
+from utils.files.journal import read_header
+from utils.files.provenance import Differences, describe_differences, differences, read_folder_provenance
+from utils.files.reading import load_vector, sha256_of
+from utils.model import processes
+from utils.model.checkpoints import HALF_PRECISION_SIZES, ModelChoice, check_layers, checkpoint_label
+from utils.model.shapes import ModelShape, model_shape
+from utils.paths import DataPaths
+from utils.settings import ResultType, Side, StartPosition, SteeringSettings
+from utils.vectors.files import choice_of_label, generate_command, normalize_command
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+JOURNAL_PREFIX, JOURNAL_SUFFIX = ".sweep_", ".jsonl"
+
+
+@dataclass(frozen=True)
+class SweepRequest:
+    """What to sweep, of which model, and how to run it."""
+
+    paths: DataPaths
+    choice: ModelChoice
+    behaviors: tuple[str, ...]
+    layers: tuple[int, ...] | None
+    """None for all of the model."""
+    multipliers: tuple[float, ...]
+    type: ResultType = "ab"
+    system_prompt: Side | None = None
+    override_vector: int | None = None
+    """Layer whose vector is used at every layer."""
+    override_vector_model: str | None = None
+    """Name or folder of the model whose vectors are used."""
+    weights_path: Path | None = None
+    """Fine-tuned weights to put over the checkpoint's."""
+    steer_positions: StartPosition = "end_of_prompt"
+    vector_behavior: str | None = None
+    """Behavior whose vectors are used, whichever is evaluated; None for its own."""
+    temperature: float = 0.0
+    num_samples: int = 1
+    """Answers to each question."""
+    seed: int = 0
+    """Of sampled answers."""
+    max_new_tokens: int = 100
+    """Longest free answer."""
+    overwrite: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+    over_all_devices: bool = False
+    """Split the model over all GPUs."""
+    batch_size: int | None = None
+    """Questions or answers at once; None for as many as fit."""
+    plainly: bool = False
+    """One full sequence a combination instead of packed passes and shared prefixes."""
+    command: str = ""
+    """The command line, for the provenance record."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One behavior's evaluation over layers and multipliers."""
+
+    settings: SteeringSettings
+    """Of its first combination; `at` gives the others."""
+    combinations: tuple[Combination, ...]
+    system_prompt: str | None
+    vectors: Mapping[int, Path]
+    """Vector file for each steered layer."""
+    items: Sequence[Any]
+    """Of the test set, as its kind of questions loads them."""
+    facts: Mapping[str, Any]
+    """What its numbers depend on, for the run record, beyond the model."""
+
+    @property
+    def shared_settings(self) -> str:
+        """What all combinations have in common."""
+        return self.settings.describe("layer", "multiplier")
+
+    def missing(self, paths: DataPaths, *, overwrite: bool) -> list[Combination]:
+        """The combinations whose result file is not there yet; all of them where they are made again."""
+        return [at for at in self.combinations if overwrite or not paths.result(self.settings.at(*at)).exists()]
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """The sweeps of a request and how much of each is to be made."""
+
+    request: SweepRequest
+    shape: ModelShape
+    sweeps: tuple[Sweep, ...]
+    n_missing: tuple[int, ...]
+    """Result files to make, of each sweep."""
+    stale: frozenset[Path]
+    """Result files of which it has been said that they were made otherwise."""
+
+    @property
+    def waiting(self) -> list[Sweep]:
+        """The sweeps that have something to make."""
+        return [sweep for sweep, missing in zip(self.sweeps, self.n_missing, strict=True) if missing]
+
+    @property
+    def n_skipped(self) -> int:
+        return sum(len(sweep.combinations) for sweep in self.sweeps) - sum(self.n_missing)
+
+    def summary(self, n_written: int) -> str:
+        """The last line of a run that has written so many result files."""
+        others = sum(self.n_missing) - n_written
+        by_others = f"; another run has written {others} meanwhile" if others else ""
+        return f"wrote {n_written} result files, skipped {self.n_skipped}, failed 0{by_others}"
+
+
+# --- planning --------------------------------------------------------------------------------------
+
+
+def plan_sweeps(request: SweepRequest) -> SweepPlan:
+    """Check a request and read what it needs, but for vectors and model; name results that were made otherwise.
+
+    Raises:
+        UserError: If the request makes no sense, or a test set or the model is missing or broken.
+    """
+    check_request(request)
+    choice = request.choice
+    shape = model_shape(choice)
+    layers = check_layers(request.layers, shape.n_layers, choice.label)
+    if request.override_vector is not None and request.override_vector_model is None:
+        check_layers([request.override_vector], shape.n_layers, choice.label, "--override_vector")
+    weights_sha256 = sha256_of(request.weights_path) if request.weights_path else None
+    sweeps = tuple(_plan_sweep(request, behavior, layers, weights_sha256) for behavior in request.behaviors)
+    if not request.overwrite:
+        for sweep in sweeps:
+            forget_finished(sweep, request.paths)
+    n_missing = processes.from_main(
+        [len(sweep.missing(request.paths, overwrite=request.overwrite)) for sweep in sweeps]
+    )
+    stale = warn_of_stale_results(request, sweeps, _known_of_model(request))
+    return SweepPlan(request, shape, sweeps, tuple(n_missing), stale)
+
+
+def check_request(request: SweepRequest) -> None:
+    """Refuse what does not go together.
+
+    Raises:
+        UserError: Naming the flags that say so.
+    """
+    if request.system_prompt and request.choice.use_base_model:
+        raise UserError("--system_prompt needs a chat model; leave --use_base_model out")
+    if not KINDS[request.type].is_sampled and (request.temperature or request.num_samples > 1):
+        raise UserError(f"--temperature and --num_samples sample free answers; --type {request.type} has none")
+    if request.num_samples > 1 and not request.temperature:
+        raise UserError("--num_samples needs --temperature: without it every answer to a question is the same")
+    if request.override_vector is not None and request.override_vector < 0:
+        raise UserError(f"--override_vector {request.override_vector} is negative; layers are counted from 0")
+    if request.weights_path is not None and not request.weights_path.is_file():
+        raise UserError(f"--override_model_weights_path {request.weights_path}: there is no such file")
+
+
+def _plan_sweep(request: SweepRequest, behavior: str, layers: Sequence[int], weights_sha256: str | None) -> Sweep:
+    paths, choice, kind = request.paths, request.choice, KINDS[request.type]
+    combinations = tuple((layer, multiplier) for layer in layers for multiplier in sorted(set(request.multipliers)))
+    settings = _settings_of(request, behavior).at(*combinations[0])
+    dataset = paths.test_dataset(behavior, request.type)
+    items = kind.load(dataset, f"run: {paths.command('process_raw_datasets', '--behaviors', behavior)}")
+    label = settings.override_vector_model or choice.label
+    vectors = {
+        layer: paths.vector(
+            settings.vector_behavior or behavior,
+            layer if request.override_vector is None else request.override_vector,
+            label,
+            normalized=True,
+        )
+        for layer, multiplier in combinations
+        if multiplier != 0
+    }
+    facts = {
+        "dataset_sha256": sha256_of(dataset),
+        "n_items": len(items),
+        "vectors_sha256": {str(layer): sha256_of(path) for layer, path in sorted(vectors.items()) if path.is_file()},
+        "steered_from": settings.steer_positions,
+        "packed": not request.plainly,
+        **kind.facts(request),
+        **({"weights_sha256": weights_sha256} if weights_sha256 else {}),
+    }
+    system_prompt = load_behavior(paths, behavior).system_prompt(request.system_prompt)
+    return Sweep(settings, combinations, system_prompt, vectors, items, facts)
+
+
+def _settings_of(request: SweepRequest, behavior: str) -> SteeringSettings:
+    """The settings of a behavior's results, at layer 0, multiplier 0."""
+    choice, weights = request.choice, request.weights_path
+    return SteeringSettings(
+        layer=0,
+        multiplier=0.0,
+        behavior=behavior,
+        type=request.type,
+        system_prompt=request.system_prompt,
+        override_vector=request.override_vector,
+        override_vector_model=request.override_vector_model and checkpoint_label(request.override_vector_model),
+        use_base_model=choice.use_base_model,
+        model_size=choice.size,
+        model=None if choice.size else choice.label,
+        override_model_weights_path=None if weights is None else request.paths.weights_name(weights),
+        steer_positions=request.steer_positions,
+        vector_behavior=request.vector_behavior if request.vector_behavior != behavior else None,
+        temperature=request.temperature,
+        num_samples=request.num_samples,
+        seed=request.seed if request.temperature else 0,
+    )
+
+
+def forget_finished(sweep: Sweep, paths: DataPaths) -> None:
+    """Remove the journals of runs that were killed when all their result files were written.
+
+    Journals of runs with --overwrite stay: the result files that are there may be older ones.
+    """
+    results_dir = paths.results_dir / sweep.settings.behavior
+    for path in results_dir.glob(f"{JOURNAL_PREFIX}*{JOURNAL_SUFFIX}"):
+        header = read_header(path)
+        is_ours = header.get("settings") == sweep.shared_settings and header.get("overwrite") is False
+        if is_ours and all(paths.result(sweep.settings.at(*at)).exists() for at in header["combinations"]):
+            path.unlink(missing_ok=True)
+
+
+def load_vectors(plan: SweepPlan) -> "dict[str, dict[int, Tensor]]":
+    """The steering vector for each layer, by behavior, for every sweep that waits.
+
+    Raises:
+        UserError: If one is missing (names the commands that make it), broken, or of another width.
+    """
+    return {sweep.settings.behavior: _load_vectors(plan, sweep) for sweep in plan.waiting}
+
+
+def _load_vectors(plan: SweepPlan, sweep: Sweep) -> "dict[int, Tensor]":
+    request = plan.request
+    behavior = sweep.settings.vector_behavior or sweep.settings.behavior
+    choice = _choice_of_vectors(request)
+    layers = (request.layers or ()) if request.override_vector is None else (request.override_vector,)
+    generate = generate_command(request.paths, [behavior], layers, choice)
+    hint = f"run: {generate}, then: {normalize_command(request.paths, [behavior], choice)}"
+    return {layer: load_vector(path, plan.shape.d_model, hint) for layer, path in sweep.vectors.items()}
+
+
+def _choice_of_vectors(request: SweepRequest) -> ModelChoice:
+    """The model whose vectors are used."""
+    if request.override_vector_model is None:
+        return request.choice
+    label = checkpoint_label(request.override_vector_model)
+    known = choice_of_label(label)
+    return known if known.size else ModelChoice(request.override_vector_model, label, None, False)
+
+
+# --- results that were made otherwise --------------------------------------------------------------
+
+
+def warn_of_stale_results(
+    request: SweepRequest,
+    sweeps: Iterable[Sweep],
+    known_of_model: Mapping[str, Any],
+    said: Collection[Path] = (),
+) -> frozenset[Path]:
+    """Say in one warning which result files that are kept were made by a run that differs from this one, and in what.
+
+    Args:
+        request: With `overwrite` nothing is kept.
+        sweeps: What it sweeps.
+        known_of_model: What is known of the model so far; without loading it that is little.
+        said: Result files of which it has been said already.
+
+    Returns:
+        Those of which it has been said now.
+    """
+    found: dict[Path, Differences] = {}
+    for sweep in () if request.overwrite else sweeps:
+        found |= stale_results(sweep, request.paths, {**known_of_model, **sweep.facts})
+    new = {path: differing for path, differing in found.items() if path not in said}
+    if new:
+        log.warning(
+            "%d result files that are there were made otherwise: %s; e.g. %s; --overwrite makes them again",
+            len(new),
+            describe_differences(new.values()),
+            next(iter(new)),
+        )
+    return frozenset(new)
+
+
+def stale_results(sweep: Sweep, paths: DataPaths, facts: Mapping[str, Any]) -> dict[Path, Differences]:
+    """The result files that are there and were made by a run that differs in `facts`, each with what differs."""
+    folder = paths.results_dir / sweep.settings.behavior
+    runs = read_folder_provenance(folder)
+    found = {}
+    for at in sweep.combinations:
+        path = folder / sweep.settings.at(*at).result_name
+        if path.name in runs and path.exists():
+            differing = differences(_facts_at(facts, *at), _facts_at(runs[path.name], *at))
+            if differing:
+                found[path] = differing
+    return found
+
+
+def _facts_at(facts: Mapping[str, Any], layer: int, multiplier: float) -> dict[str, Any]:
+    """Facts of a run for one combination: of its vectors only the one that is added."""
+    vectors = facts.get("vectors_sha256")
+    vector = vectors.get(str(layer)) if multiplier and isinstance(vectors, Mapping) else None
+    return {**{key: value for key, value in facts.items() if key != "vectors_sha256"}, "vector_sha256": vector}
+
+
+def _known_of_model(request: SweepRequest) -> dict[str, Any]:
+    """What the run record will say of the model, as far as it is known without loading it."""
+    known = {"model": request.choice.label}
+    if request.dtype != "auto":
+        known["dtype"] = request.dtype
+    elif request.choice.size not in HALF_PRECISION_SIZES:
+        known["dtype"] = "float32"
+    return known

@@ -1,0 +1,101 @@
+"""Which vectors are to be made: what was asked for, less what is there. Needs no model."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from utils.data.records import load_contrast_pairs
+from utils.files.provenance import read_folder_provenance
+from utils.files.reading import sha256_of
+from utils.model.checkpoints import ModelChoice
+from utils.paths import DataPaths, VectorKind, vector_name
+from utils.settings import Side
+
+if TYPE_CHECKING:
+    from utils.data.records import ContrastPair
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ExtractionRequest:
+    """Which vectors to make, and how."""
+
+    paths: DataPaths
+    choice: ModelChoice
+    behaviors: tuple[str, ...]
+    layers: tuple[int, ...]
+    command: str
+    """The command line, for the provenance records."""
+    kind: VectorKind = VectorKind()
+    save_activations: bool = False
+    overwrite: bool = False
+    plainly: bool = False
+    """One full sequence for each half of each pair."""
+    batch_size: int | None = None
+    """Pairs in one pass; None for as many as fit."""
+
+    def outputs(self, behavior: str, layer: int) -> list[Path]:
+        """The files of one layer."""
+        vector = self.paths.vector(behavior, layer, self.choice.label, normalized=False, kind=self.kind)
+        if not self.save_activations:
+            return [vector]
+        sides: tuple[Side, ...] = ("pos", "neg")
+        label, reading = self.choice.label, self.kind.reading
+        return [vector, *(self.paths.activations(behavior, side, layer, label, reading) for side in sides)]
+
+    def missing_layers(self, behavior: str, layers: Sequence[int]) -> list[int]:
+        """The layers that lack a file."""
+        return [layer for layer in layers if not all(path.exists() for path in self.outputs(behavior, layer))]
+
+    def has_kept_sums(self) -> bool:
+        """Whether an interrupted run has left sums, of these layers or others."""
+        folders = (self.paths.vectors_dir(behavior, normalized=False) for behavior in self.behaviors)
+        return any(any(folder.glob(".sums_*")) for folder in folders)
+
+
+@dataclass(frozen=True)
+class BehaviorPlan:
+    """What is to be made of one behavior."""
+
+    behavior: str
+    dataset: Path
+    pairs: "list[ContrastPair]"
+    layers: tuple[int, ...]
+    """Whose files are to be written; none where all are there."""
+
+
+def plan_extraction(request: ExtractionRequest) -> list[BehaviorPlan]:
+    """Read the contrast pairs and see what is there.
+
+    Raises:
+        UserError: If a behavior's pairs are missing or broken.
+    """
+    plans = []
+    for behavior in request.behaviors:
+        dataset = request.paths.generate_dataset(behavior)
+        pairs = load_contrast_pairs(
+            dataset, f"run: {request.paths.command('process_raw_datasets', '--behaviors', behavior)}"
+        )
+        layers = request.layers if request.overwrite else request.missing_layers(behavior, request.layers)
+        plans.append(BehaviorPlan(behavior, dataset, pairs, tuple(layers)))
+    for plan in plans:
+        _warn_of_another_dataset(request, plan)
+    return plans
+
+
+def _warn_of_another_dataset(request: ExtractionRequest, plan: BehaviorPlan) -> None:
+    runs = read_folder_provenance(request.paths.vectors_dir(plan.behavior, normalized=False))
+    current = sha256_of(plan.dataset)
+    kept = [
+        vector_name(layer, request.choice.label, request.kind) for layer in request.layers if layer not in plan.layers
+    ]
+    if n_other := sum(runs.get(name, {}).get("dataset_sha256", current) != current for name in kept):
+        log.warning(
+            "%s: %d vectors were made from another %s; --overwrite makes them again",
+            plan.behavior,
+            n_other,
+            plan.dataset,
+        )
