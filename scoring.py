@@ -33,7 +33,7 @@ from utils.paths import DataPaths
 if TYPE_CHECKING:
     from utils.judge.client import Judge
     from utils.judge.score_files import Purpose, ScorePlan
-    from utils.judge.score_run import Tally
+    from utils.judge.tally import Tally
     from utils.settings import SteeringSettings
 
 log = logging.getLogger(__name__)
@@ -140,14 +140,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def score_all(plans: "list[ScorePlan]", budget: Budget, args: argparse.Namespace) -> int:
-    from utils.judge.access import Access, find_key
-    from utils.judge.client import Judge
-    from utils.judge.score_run import Tally
+    from utils.judge.tally import Tally
 
     tally = Tally()
     for plan in plans:
         forget_finished(plan, args)
     if any(plan.wanted for plan in plans):
+        from utils.judge.access import Access, find_key
+        from utils.judge.client import Judge
+
         access = Access(args.judge_model, args.base_url, find_key(args.base_url))
         log.info("judge: %s at %s", access.model, access.base_url)
         judge = Judge(access, budget, timeout=args.timeout, max_retries=args.max_retries)
