@@ -119,21 +119,21 @@ def add_device(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def add_vector_kind(parser: argparse.ArgumentParser) -> None:
-    """--read and --method: which vectors are meant."""
+def add_vector_kind(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """--read and --method: which vectors are meant. With `default`, in words, they narrow down what there is."""
     parser.add_argument(
         "--read",
         choices=get_args(Reading),
-        default="letter",
+        default=None if default else VectorKind.reading,
         help="where vectors are read: at the answer's letter, over all tokens of its text, at its last token, or at "
-        "the last token of the prompt (default: letter, as published)",
+        f"the last token of the prompt (default: {default or 'letter, as published'})",
     )
     parser.add_argument(
         "--method",
         choices=METHODS,
-        default=VectorKind.method,
+        default=None if default else VectorKind.method,
         help="how activations become a vector: the mean difference, principal components of the differences or of "
-        "pair-centred activations, a logistic probe, or a linear discriminant (default: mean)",
+        f"pair-centred activations, a logistic probe, or a linear discriminant (default: {default or 'mean'})",
     )
 
 

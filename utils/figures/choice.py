@@ -68,7 +68,7 @@ def choice_table(choice: Choice, request: ChoiceRequest) -> Table:
         (
             f"effect: preference for the matching answer at +strength minus at -strength, nats per token, mean over "
             f"{choice.n_validation} validation items with its 95% bootstrap interval",
-            f"kl_95: 95th percentile of the per-token KL to the unsteered model on neutral prompts, budget {request.kl:g}",
+            f"kl_95: 95th percentile of the per-token KL to the unsteered model, budget {request.kl:g}",
             choice_line(choice),
         ),
     )
