@@ -12,6 +12,7 @@ Example: ./prompting_with_steering.py --behaviors sycophancy --layers 13 --multi
 
 import argparse
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +31,8 @@ from utils.cli.flags import (
 )
 from utils.cli.run import EXIT_DONE, exit_with, run_main
 from utils.evaluation.plan import SweepRequest, load_vectors, plan_sweeps
+from utils.files.redaction import printable
+from utils.model import processes
 from utils.settings import RESULT_TYPES
 
 log = logging.getLogger(__name__)
@@ -128,12 +131,15 @@ def run(args: argparse.Namespace) -> int:
     vectors = load_vectors(plan)
 
     from llama_wrapper import LlamaWrapper
+    from utils.evaluation.glance import glance
     from utils.evaluation.sweep import run_sweeps
 
     model = LlamaWrapper.load(
         request.choice, request.device, request.dtype, request.weights_path, over_all_devices=request.over_all_devices
     )
     n_written = run_sweeps(model, plan, vectors)
+    if processes.is_main():
+        sys.stdout.write("".join(f"{printable(line)}\n" for line in glance(plan)))
     log.info("%s", plan.summary(n_written))
     return EXIT_DONE
 
