@@ -65,6 +65,15 @@ def test_a_command_asks_for_everything_that_the_settings_say(tmp_path: Path) -> 
     assert sweep_settings(request, "refusal") == like
 
 
+def test_strengths_are_asked_for_as_strengths() -> None:
+    words = shlex.split(command(replace(PLAIN, knob="strength"), multipliers=(-0.5, 0.5)))
+    assert words[5:8] == ["--strengths", "-0.5", "0.5"] and "--multipliers" not in words
+    args = prompting_with_steering.build_parser().parse_args(words[1:])
+    args.command = ""
+    request = prompting_with_steering.build_request(args)
+    assert (request.knob, request.multipliers) == ("strength", (-0.5, 0.5))
+
+
 def test_numbers_are_exact_and_without_an_exponent() -> None:
     words = shlex.split(command(PLAIN, multipliers=(-1e-05, 1 / 3, 3e7, -0.1)))
     start = words.index("--multipliers") + 1
