@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Scale the steering vectors of all behaviors to one norm per layer, so that multipliers compare.
 
-Every vector of a layer and model gets the mean norm over the behaviors.
+Every vector of a layer, model and kind gets the mean norm over all behaviors that have one, whichever of them
+--behaviors asks to be written.
 
 Reads:   vectors/<behavior>/vec_layer_<layer>_<model>.pt
 Writes:  normalized_vectors/<behavior>/vec_layer_<layer>_<model>.pt
@@ -13,17 +14,20 @@ import argparse
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from utils.cli.flags import add_behaviors, add_layers, add_model_filter, data_paths, make_parser, model_filter
+from utils.cli.flags import (
+    add_behaviors,
+    add_layers,
+    add_model_filter,
+    add_vector_kind,
+    data_paths,
+    make_parser,
+    model_filter,
+)
 from utils.cli.progress import progress
 from utils.cli.run import EXIT_DONE, exit_with, run_main
 from utils.errors import UserError
-from utils.paths import DataPaths, vector_name
-from utils.vectors.files import find_vectors
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from utils.vectors.normalizing import Normalizer, NormalizeRequest, VectorSet, find_sets
 
 log = logging.getLogger(__name__)
 
@@ -33,92 +37,55 @@ def build_parser() -> argparse.ArgumentParser:
     add_behaviors(parser)
     add_layers(parser, default="those that are there")
     add_model_filter(parser)
+    add_vector_kind(parser, "every one that is there")
     return parser
 
 
+def build_request(args: argparse.Namespace) -> NormalizeRequest:
+    choice = model_filter(args)
+    return NormalizeRequest(
+        paths=data_paths(args),
+        behaviors=tuple(dict.fromkeys(args.behaviors)),
+        layers=tuple(args.layers) if args.layers else None,
+        label=choice.label if choice else None,
+        reading=args.read,
+        method=args.method,
+        overwrite=args.overwrite,
+        command=args.command,
+    )
+
+
 def run(args: argparse.Namespace) -> int:
-    paths = data_paths(args)
-    layers_of = {behavior: find_vectors(paths, behavior) for behavior in args.behaviors}
-    labels = _labels_asked_for(args, paths, layers_of)
+    request = build_request(args)
+    sets = find_sets(request)
+    if not sets and request.label is None:
+        raise UserError(f"there are no vectors yet; run: {request.paths.command('generate_vectors')}")
     n_complete, counts = 0, Counter[str]()
-    for label in labels:
-        layers = sorted(set().union(*(found.get(label, set()) for found in layers_of.values())))
-        layers = [layer for layer in layers if args.layers is None or layer in args.layers]
-        if missing := _describe_missing(layers_of, label, layers):
-            log.warning("%s: not normalised, missing: %s", label, missing)
+    for vectors in sets:
+        layers = layers_of(request, vectors)
+        if missing := vectors.missing(request.behaviors, layers):
+            log.warning("%s: not normalised, missing: %s", vectors, missing)
             continue
         n_complete += 1
-        for layer in progress(layers, desc=label, unit="layer"):
-            counts += normalize_layer(paths, args, layer, label)
+        normalizer = Normalizer(request, vectors)
+        for layer in progress(layers, desc=str(vectors), unit="layer"):
+            counts += normalizer.normalize(layer)
     if counts["differ"]:
         log.warning(
-            "%d normalised vectors differ from what today's vectors give (made from others, or for other "
-            "--behaviors); they were kept, --overwrite replaces them",
+            "%d normalised vectors differ from what today's vectors give (made from others, or when fewer behaviors "
+            "had any); they were kept, --overwrite replaces them",
             counts["differ"],
         )
     log.info("wrote %d normalised vectors, skipped %d", counts["wrote"], counts["skipped"] + counts["differ"])
     if not n_complete:
-        raise UserError(f"nothing normalised: no model has vectors for all of {', '.join(args.behaviors)}")
+        raise UserError(f"nothing normalised: no model has vectors for all of {', '.join(request.behaviors)}")
     return EXIT_DONE
 
 
-def normalize_layer(paths: DataPaths, args: argparse.Namespace, layer: int, label: str) -> Counter[str]:
-    """Write one layer's normalised vectors; counts those that it "wrote", "skipped" and (kept, unequal) "differ"."""
-    from utils.files.reading import load_vector
-    from utils.files.writing import save_tensor
-    from utils.vectors.estimators import normalize_to_mean_norm
-
-    vectors = {
-        behavior: load_vector(paths.vector(behavior, layer, label, normalized=False)) for behavior in args.behaviors
-    }
-    widths = {behavior: len(vector) for behavior, vector in vectors.items()}
-    if len(set(widths.values())) > 1:
-        raise UserError(f"the layer-{layer} vectors of {label} have different widths: {widths}; make them again")
-    normalized = normalize_to_mean_norm(vectors)
-    counts = Counter[str]()
-    for behavior, vector in normalized.items():
-        path = paths.vector(behavior, layer, label, normalized=True)
-        if path.exists() and not args.overwrite:
-            counts["skipped" if _equal(load_vector(path), vector) else "differ"] += 1
-            continue
-        _record(paths, args, behavior, layer, label)
-        save_tensor(path, vector)
-        counts["wrote"] += 1
-    return counts
-
-
-def _equal(kept: "Tensor", computed: "Tensor") -> bool:
-    return kept.shape == computed.shape and bool((kept - computed).abs().max() <= 1e-6 * computed.abs().max())
-
-
-def _record(paths: DataPaths, args: argparse.Namespace, behavior: str, layer: int, label: str) -> None:
-    from utils.files.provenance import record_provenance
-
-    run = {"command": args.command, "behaviors": args.behaviors, "scaled_to": "mean norm over the behaviors"}
-    record_provenance(paths.vectors_dir(behavior, normalized=True), [vector_name(layer, label)], run)
-
-
-def _labels_asked_for(
-    args: argparse.Namespace, paths: DataPaths, layers_of: dict[str, dict[str, set[int]]]
-) -> list[str]:
-    if choice := model_filter(args):
-        return [choice.label]
-    labels = sorted(set().union(*layers_of.values()))
-    if not labels:
-        raise UserError(f"there are no vectors yet; run: {paths.command('generate_vectors')}")
-    return labels
-
-
-def _describe_missing(layers_of: dict[str, dict[str, set[int]]], label: str, layers: Sequence[int]) -> str:
-    """What a model lacks for normalising, in words; empty where nothing is missing."""
-    parts = []
-    for behavior, found in layers_of.items():
-        lacking = sorted(set(layers) - found.get(label, set()))
-        if label not in found or not layers:
-            parts.append(behavior)
-        elif lacking:
-            parts.append(f"{behavior} (layers {', '.join(map(str, lacking))})")
-    return ", ".join(parts)
+def layers_of(request: NormalizeRequest, vectors: VectorSet) -> list[int]:
+    """The layers to write: those asked for, of those that a behavior asked for has."""
+    there = frozenset[int]().union(*(vectors.layers_of.get(behavior, ()) for behavior in request.behaviors))
+    return sorted(there if request.layers is None else there & set(request.layers))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

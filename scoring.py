@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from llama_wrapper import LlamaWrapper
     from utils.judge.client import Judge
     from utils.judge.score_files import Purpose, ScorePlan
-    from utils.judge.score_run import Tally
+    from utils.judge.tally import Tally
     from utils.model.checkpoints import ModelChoice
     from utils.settings import SteeringSettings
 
@@ -212,14 +212,15 @@ def load_model(choice: "ModelChoice", args: argparse.Namespace) -> "LlamaWrapper
 
 
 def score_all(plans: "list[ScorePlan]", budget: Budget, args: argparse.Namespace) -> int:
-    from utils.judge.access import Access, find_key
-    from utils.judge.client import Judge
-    from utils.judge.score_run import Tally
+    from utils.judge.tally import Tally
 
     tally = Tally()
     for plan in plans:
         forget_finished(plan, args)
     if any(plan.wanted for plan in plans):
+        from utils.judge.access import Access, find_key
+        from utils.judge.client import Judge
+
         access = Access(args.judge_model, args.base_url, find_key(args.base_url))
         log.info("judge: %s at %s", access.model, access.base_url)
         judge = Judge(access, budget, timeout=args.timeout, max_retries=args.max_retries)

@@ -16,8 +16,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.reference import reference_path
-from tests.roots import TINY_LABEL, copy_parity, write_small_datasets, write_vector
+from tests.reference import carried_path
+from tests.roots import TINY_LABEL, copy_carried, write_small_datasets, write_vector
 
 # A shell starts what runs behind it deaf to Ctrl-C, and that is handed on to the processes of the tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -27,8 +27,6 @@ _SLOW_IS_FINE = {"deadline": None, "suppress_health_check": [HealthCheck.too_slo
 settings.register_profile("quick", max_examples=50, derandomize=True, database=None, **_SLOW_IS_FINE)
 settings.register_profile("nightly", max_examples=1500, print_blob=True, **_SLOW_IS_FINE)
 settings.load_profile(os.environ.get("CAA_HYPOTHESIS_PROFILE", "quick"))
-
-CHAT_MODEL, BASE_MODEL = "Llama-2-tiny-chat-hf", "Llama-2-tiny-hf"
 
 
 @pytest.fixture(autouse=True)
@@ -42,25 +40,19 @@ def _no_log_handler_outlives_its_test() -> Iterator[None]:
     root.setLevel(logging.WARNING)
 
 
-@pytest.fixture(scope="session")
-def parity_checkpoints() -> dict[str, tuple[str, str]]:
-    """What `--model_size 7b` means in parity tests: the tiny chat and base models of the reference data."""
-    chat, base = reference_path("parity", CHAT_MODEL), reference_path("parity", BASE_MODEL)
-    return {"7b": (str(chat), str(base))}
-
-
 @pytest.fixture
-def seven_b_is_tiny(monkeypatch: pytest.MonkeyPatch, parity_checkpoints: dict[str, tuple[str, str]]) -> None:
-    """`7b` names the tiny models of the reference data."""
+def seven_b_is_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`7b` names the tiny model that tests carry; it has no base model beside it."""
     from utils.model import checkpoints as models
 
-    monkeypatch.setitem(models.LLAMA_2_CHECKPOINTS, "7b", parity_checkpoints["7b"])
+    chat = str(carried_path("Llama-2-tiny-chat-hf"))
+    monkeypatch.setitem(models.LLAMA_2_CHECKPOINTS, "7b", (chat, "nobody/no-base-model"))
 
 
 @pytest.fixture
 def parity_root(tmp_path: Path, seven_b_is_tiny: None) -> Path:
-    """A fresh root with the parity datasets, vectors and normalised vectors, for the model size `7b`."""
-    return copy_parity(tmp_path / "root", "datasets", "vectors", "normalized_vectors")
+    """A fresh root with the carried datasets, vectors and normalised vectors, for the model size `7b`."""
+    return copy_carried(tmp_path / "root", "datasets", "vectors", "normalized_vectors")
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.reference import reference_path
+from tests.reference import carried_path, reference_path
 from utils.behaviors import Behavior, load_behavior
 from utils.paths import REPOSITORY, DataPaths
 
@@ -17,9 +17,18 @@ TINY_LABEL = "tiny-chat"
 
 
 def copy_parity(root: Path, *folders: str) -> Path:
-    """Copy folders of the parity data to `root`, writable."""
-    for folder in folders:
-        shutil.copytree(reference_path("parity", folder), root / folder, copy_function=shutil.copyfile)
+    """Copy folders of the published parity data to `root`, writable."""
+    return _copy({folder: reference_path("parity", folder) for folder in folders}, root)
+
+
+def copy_carried(root: Path, *folders: str) -> Path:
+    """Copy folders of `tests/reference/` to `root`, writable."""
+    return _copy({folder: carried_path(folder) for folder in folders}, root)
+
+
+def _copy(sources: dict[str, Path], root: Path) -> Path:
+    for folder, source in sources.items():
+        shutil.copytree(source, root / folder, copy_function=shutil.copyfile)
         for path in [root / folder, *(root / folder).rglob("*")]:
             path.chmod(0o755 if path.is_dir() else 0o644)
     return root

@@ -34,7 +34,7 @@ _HEAVY = (
     "openai",
     "llama_wrapper",
     "transformers.models.llama.modeling_llama",
-    "utils.finetuning.training",
+    "utils.finetuning.job",
     "utils.evaluation.sweep",
     "utils.figures.results",
     "utils.judge.score_run",

@@ -1,11 +1,8 @@
-"""The scripts compute what the published implementation computes, on the tiny models of the reference data.
+"""The scripts compute what the published implementation computes: on the published data, with two tiny models.
 
-Tolerances: 1e-5 on vectors; on activations 1e-5 of the layer's largest value, because they are read from a
-residual stream of size 5 to 14 where float32 itself is no finer; 1e-4 (relative) on probabilities; texts
-are equal.
+Skips where that data is missing; tests/test_parity_own.py asks the same of the bundled data, everywhere.
 """
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +13,21 @@ import torch
 import generate_vectors
 import normalize_vectors
 import prompting_with_steering
-from tests.conftest import BASE_MODEL
+from tests.parity import (
+    assert_same_activations,
+    assert_same_answers,
+    assert_same_probabilities,
+    assert_same_vectors,
+    load,
+    read,
+    tensor_files,
+)
 from tests.reference import reference_path
 from tests.roots import copy_parity
 from utils.behaviors import published_behaviors
 from utils.model import checkpoints as models
 
+CHAT_MODEL, BASE_MODEL = "Llama-2-tiny-chat-hf", "Llama-2-tiny-hf"
 ALL_MULTIPLIERS = ["-2", "-1.5", "-1", "-0.5", "0", "0.5", "1", "1.5", "2"]
 SWEEPS = [
     "--behaviors sycophancy refusal",
@@ -40,9 +46,11 @@ N_LAYERS = 8
 
 
 @pytest.fixture(scope="module")
-def seven_b(parity_checkpoints: dict[str, tuple[str, str]]) -> Iterator[None]:
+def seven_b() -> Iterator[None]:
+    """`7b` names the tiny chat and base models of the published data."""
+    chat, base = (str(reference_path("parity", name)) for name in (CHAT_MODEL, BASE_MODEL))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.LLAMA_2_CHECKPOINTS, "7b", parity_checkpoints["7b"])
+        patch.setitem(models.LLAMA_2_CHECKPOINTS, "7b", (chat, base))
         yield
 
 
@@ -64,26 +72,11 @@ def swept_root(made_root: Path) -> Path:
     return made_root
 
 
-def tensor_files(folder: Path) -> set[str]:
-    return {f"{path.parent.name}/{path.name}" for path in folder.glob("*/*.pt")}
-
-
-def load(path: Path) -> torch.Tensor:
-    value = torch.load(path, weights_only=True)
-    assert isinstance(value, torch.Tensor)
-    return value
-
-
 @pytest.mark.parametrize("folder", ["vectors", "normalized_vectors"])
 def test_vectors_equal_the_published_implementation_s(made_root: Path, folder: str) -> None:
     published = reference_path("parity", folder)
-    names = tensor_files(published)
-    assert len(names) == len(published_behaviors()) * N_LAYERS * 2
-    assert tensor_files(made_root / folder) == names
-    for name in names:
-        ours, theirs = load(made_root / folder / name), load(published / name)
-        assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+    assert len(tensor_files(published)) == len(published_behaviors()) * N_LAYERS * 2
+    assert_same_vectors(made_root / folder, published)
 
 
 def test_vectors_made_without_packing_equal_the_published_implementation_s(tmp_path: Path, seven_b: None) -> None:
@@ -101,11 +94,7 @@ def test_activations_equal_the_published_implementation_s(made_root: Path) -> No
     names = tensor_files(published)
     assert len(names) == len(published_behaviors()) * N_LAYERS * 2
     assert tensor_files(made_root / "activations") == names
-    for name in names:
-        ours, theirs = load(made_root / "activations" / name), load(published / name)
-        assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
-        gap = float((ours - theirs).abs().max())
-        assert gap <= 1e-5 * max(1.0, float(theirs.abs().max())), name
+    assert_same_activations(made_root / "activations", published)
 
 
 def published_results() -> dict[Path, Path]:
@@ -116,21 +105,6 @@ def published_results() -> dict[Path, Path]:
         stem = path.stem + ("_steer_positions=all" if "use_base_model=True" in path.stem else "")
         found[path] = path.relative_to(folder).with_name(f"{stem}.json")
     return found
-
-
-def read(path: Path) -> list[dict]:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def assert_same_probabilities(ours: list[dict], theirs: list[dict]) -> None:
-    assert len(ours) == len(theirs) > 0
-    for record, published in zip(ours, theirs, strict=True):
-        assert list(record) == list(published)
-        for key, value in published.items():
-            if key in ("a_prob", "b_prob"):
-                assert record[key] == pytest.approx(value, rel=1e-4, abs=0)
-            else:
-                assert record[key] == value
 
 
 def test_every_published_result_file_is_made_under_its_name_and_no_other(swept_root: Path) -> None:
@@ -165,12 +139,8 @@ def test_open_ended_answers_equal_the_published_implementation_s(swept_root: Pat
     n_texts = 0
     for path, ours in chosen.items():
         theirs = read(path)
-        for record, published in zip(read(swept_root / "results" / ours), theirs, strict=True):
-            assert list(record) == list(published)
-            assert record["question"] == published["question"]
-            assert record["raw_model_output"] == published["raw_model_output"]
-            assert record["model_output"] == published["model_output"].replace("</s>", "").strip()
-            n_texts += 1
+        assert_same_answers(read(swept_root / "results" / ours), theirs)
+        n_texts += len(theirs)
     assert n_texts == 60
 
 
@@ -197,12 +167,15 @@ def test_published_vectors_normalise_to_the_published_normalised_vectors(tmp_pat
         torch.testing.assert_close(ours, theirs.float(), rtol=0, atol=1e-5)
 
 
-def test_a_base_model_without_steer_positions_is_steered_from_the_colon_of_response_on(parity_root: Path) -> None:
+def test_a_base_model_without_steer_positions_is_steered_from_the_colon_of_response_on(
+    tmp_path: Path, seven_b: None
+) -> None:
     """The published code's search for the marker fails here, and it steers every token: another number."""
+    root = copy_parity(tmp_path, "datasets", "normalized_vectors")
     command = ["--behaviors", "refusal", "--use_base_model", "--layers", "4", "--multipliers", "1"]
-    assert prompting_with_steering.main(["--root", str(parity_root), *command]) == 0
+    assert prompting_with_steering.main(["--root", str(root), *command]) == 0
     name = "results_layer=4_multiplier=1.0_behavior=refusal_type=ab_use_base_model=True_model_size=7b.json"
-    ours = read(parity_root / "results" / "refusal" / name)
+    ours = read(root / "results" / "refusal" / name)
     theirs = read(reference_path("parity", "results", "refusal") / name)
     gaps = [abs(a["a_prob"] - b["a_prob"]) / b["a_prob"] for a, b in zip(ours, theirs, strict=True)]
     assert max(gaps) > 1e-2

@@ -29,7 +29,11 @@ from utils.errors import UserError
 from utils.paths import REPOSITORY
 
 SCRIPTS = sorted(path.name for path in REPOSITORY.glob("*.py") if "def build_parser(" in path.read_text())
-HEAVY = ("torch", "transformers", "accelerate", "matplotlib", "scipy", "sklearn", "numpy", "openai", "requests")
+HEAVY = (
+    *("torch", "transformers", "accelerate", "matplotlib", "scipy", "sklearn", "numpy", "openai", "requests"),
+    *("huggingface_hub", "jinja2", "tqdm", "asyncio"),
+)
+LONGEST_HELP_S = 0.3
 SHOW_HELP = f"""
 import runpy, sys
 script = sys.argv[1]
@@ -46,16 +50,19 @@ def test_there_are_scripts() -> None:
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_answers_within_a_second_of_processor_time_and_imports_nothing_heavy(script: str) -> None:
-    """Processor time: what the clock on the wall says depends on what else the machine does."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        [sys.executable, "-c", SHOW_HELP, str(REPOSITORY / script)], capture_output=True, text=True, check=True
-    )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert done.stdout.splitlines()[-1] == "0 []"
-    assert done.stderr == ""
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+def test_help_imports_nothing_heavy_and_takes_less_than_three_tenths_of_a_second(script: str) -> None:
+    """Of processor time, at its best: what the clock says depends on what else the machine does."""
+    seconds = []
+    while not seconds or (seconds[-1] >= LONGEST_HELP_S and len(seconds) < 5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(
+            [sys.executable, "-c", SHOW_HELP, str(REPOSITORY / script)], capture_output=True, text=True, check=True
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        assert done.stdout.startswith("usage: ") and done.stdout.splitlines()[-1] == "0 []"
+        assert done.stderr == ""
+    assert min(seconds) < LONGEST_HELP_S
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -86,6 +93,21 @@ def test_no_script_imports_another(script: str) -> None:
         elif isinstance(node, ast.ImportFrom) and node.module:
             imported.add(f"{node.module.split('.')[0]}.py")
     assert imported & set(SCRIPTS) == set()
+
+
+# where the flag would do nothing
+WITHOUT = {
+    "--overwrite": {"plot_results.py"},
+    "--seed": {"analyze_vectors.py", "generate_vectors.py", "normalize_vectors.py", "scoring.py"},
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("flag", WITHOUT)
+def test_a_script_takes_overwrite_and_seed_only_where_they_do_something(script: str, flag: str) -> None:
+    parser: argparse.ArgumentParser = __import__(script.removesuffix(".py")).build_parser()
+    taken = {option for action in parser._actions for option in action.option_strings}
+    assert (flag in taken) == (script not in WITHOUT[flag])
 
 
 # --- exit codes ---

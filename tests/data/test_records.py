@@ -126,12 +126,10 @@ def test_the_set_to_read_answers_from_is_the_one_of_text_form_where_there_is_one
     assert text_pairs_path(paths, "x") == paths.generate_text_dataset("x")
 
 
-@pytest.mark.parametrize("root", [REPOSITORY, "published", "parity"])
+@pytest.mark.parametrize("root", [REPOSITORY, "published"])
 def test_every_dataset_there_is_loads(root: Path | str) -> None:
     if root == "published":
         root = reference_path("caa")
-    elif root == "parity":
-        root = reference_path("parity")
     paths = DataPaths(Path(root))
     for behavior in published_behaviors():
         assert load_contrast_pairs(paths.generate_dataset(behavior))

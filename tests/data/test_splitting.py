@@ -45,25 +45,27 @@ def _split(pairs: list[ContrastPair], seed: int = 0) -> Splits:
     return split_pairs(pairs, find_duplicates([pair.question for pair in pairs]), seed, RAW)
 
 
-@pytest.mark.parametrize("behavior", published_behaviors())
-def test_cleaning_the_published_raw_sets_gives_the_published_sets_item_by_item(behavior: str) -> None:
+def test_cleaning_the_published_raw_sets_gives_the_published_sets_item_by_item() -> None:
     def load(*parts: str) -> list[dict[str, Any]]:
         return json.loads(reference_path("caa", "datasets", *parts).read_text())
 
-    raw = load("raw", behavior, "dataset.json")
-    published = load("generate", behavior, "generate_dataset.json") + load("test", behavior, "test_dataset_ab.json")
-    cleaned = [pair_record(clean_pair(record, RAW, index)) for index, record in enumerate(raw)]
-    as_text = [json.dumps(record) for record in cleaned]
-    assert Counter(as_text) == Counter(json.dumps(record) for record in published)
-    assert len(as_text) == len(raw)
+    for behavior in published_behaviors():
+        raw = load("raw", behavior, "dataset.json")
+        published = load("generate", behavior, "generate_dataset.json") + load("test", behavior, "test_dataset_ab.json")
+        cleaned = [pair_record(clean_pair(record, RAW, index)) for index, record in enumerate(raw)]
+        as_text = [json.dumps(record) for record in cleaned]
+        assert Counter(as_text) == Counter(json.dumps(record) for record in published), behavior
+        assert len(as_text) == len(raw)
 
 
-@pytest.mark.parametrize("behavior", [behavior for behavior in published_behaviors() if behavior != "sycophancy"])
-def test_the_published_open_ended_questions_are_the_first_lines_of_the_test_questions(behavior: str) -> None:
-    folder = reference_path("caa", "datasets", "test", behavior)
-    tests = json.loads((folder / "test_dataset_ab.json").read_text())
-    published = json.loads((folder / "test_dataset_open_ended.json").read_text())
-    assert [{"question": first_line(record["question"])} for record in tests] == published
+def test_the_published_open_ended_questions_are_the_first_lines_of_the_test_questions() -> None:
+    for behavior in published_behaviors():
+        if behavior == "sycophancy":  # its questions were written separately
+            continue
+        folder = reference_path("caa", "datasets", "test", behavior)
+        tests = json.loads((folder / "test_dataset_ab.json").read_text())
+        published = json.loads((folder / "test_dataset_open_ended.json").read_text())
+        assert [{"question": first_line(record["question"])} for record in tests] == published, behavior
 
 
 @pytest.mark.parametrize(

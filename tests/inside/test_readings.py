@@ -32,7 +32,7 @@ from tests.models import (
     random_vector,
     steered_logits,
 )
-from tests.reference import reference_path
+from tests.reference import carried_path, reference_path
 from utils.errors import UserError
 from utils.files.reading import load_vector
 from utils.inside.blocks import read_blocks
@@ -394,7 +394,7 @@ def test_tokens_by_themselves_are_told_apart() -> None:
 
 
 def test_sentencepiece_tokens_keep_their_leading_blank() -> None:
-    model = LlamaWrapper.load(choose_model("7b", str(reference_path("parity", "Llama-2-tiny-chat-hf")), False), "cpu")
+    model = LlamaWrapper.load(choose_model("7b", str(carried_path("Llama-2-tiny-chat-hf")), False), "cpu")
     ids = model.tokenizer("this is", add_special_tokens=False)["input_ids"]
     assert [*vocabulary_texts(model.tokenizer, ids).values()] and vocabulary_texts(model.tokenizer, ids)[
         ids[-1]

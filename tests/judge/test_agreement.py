@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist
 
@@ -13,6 +14,9 @@ from tests.reference import reference_path
 from tests.roots import put_json
 from utils.behaviors import published_behaviors
 from utils.judge.agreement import compare_folders, compute_agreement, counts, pair_scores, table
+from utils.settings import SteeringSettings
+
+SETTINGS = SteeringSettings(0, 1.0, "sycophancy", "open_ended", model_size="7b")
 
 
 def by_hand(a: list[float], b: list[float]) -> dict[str, float]:
@@ -105,19 +109,24 @@ def test_published_scores_agree_with_themselves(published: Path) -> None:
     assert "6 unscored in A, 6 unscored in B" in counts(comparison)
 
 
-def test_a_perturbed_copy_agrees_as_a_computation_of_its_own_says(published: Path, tmp_path: Path) -> None:
+def test_a_perturbed_copy_agrees_as_a_computation_of_its_own_says(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
+    scored = tmp_path / "scored"
+    for layer in range(4):
+        name = replace(SETTINGS, layer=layer).result_name
+        scores = [None if item == layer else float(rng.integers(0, 11)) for item in range(50)]
+        put_json(scored / name, [{"question": f"{i}?", "model_output": "a", "score": s} for i, s in enumerate(scores)])
     a_all: list[float] = []
     b_all: list[float] = []
-    for path in sorted((published / "sycophancy").glob("results_*.json")):
+    for path in sorted(scored.glob("results_*.json")):
         records = json.loads(path.read_text())
         for record in records:
             if record.get("score") is not None:
                 a_all.append(record["score"])
                 record["score"] = float(np.clip(record["score"] + rng.integers(-2, 4), 0, 10))
                 b_all.append(record["score"])
-        put_json(tmp_path / path.name, records)
-    (pairs,) = compare_folders(published / "sycophancy", tmp_path).by_behavior.values()
+        put_json(tmp_path / "perturbed" / path.name, records)
+    (pairs,) = compare_folders(scored, tmp_path / "perturbed").by_behavior.values()
     found, expected = compute_agreement(np.array(pairs.a), np.array(pairs.b)), by_hand(a_all, b_all)
     assert found.n == len(a_all)
     assert found.pearson == pytest.approx(expected["pearson"], abs=1e-12)

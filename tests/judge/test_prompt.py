@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.judge_server import said
-from tests.reference import reference_path
+from tests.reference import carried_path
 from tests.roots import bundled
 from utils.behaviors import published_behaviors
 from utils.judge.prompt import messages, parse_reply, prompt_fingerprint, system_prompt, user_message
@@ -147,7 +147,7 @@ def test_end_of_sequence_markers_do_not_go_to_the_judge() -> None:
 
 
 def test_published_answers_arrive_whole() -> None:
-    folder = reference_path("parity", "results", "refusal")
+    folder = carried_path("results", "refusal")
     paths = sorted(folder.glob("*type=open_ended*"))
     assert paths
     for record in json.loads(paths[0].read_text()):

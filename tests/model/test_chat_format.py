@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from tests.models import CHAT_TEMPLATE, build_tokenizer
-from tests.reference import reference_path
+from tests.reference import carried_path
 from utils.errors import UserError
 from utils.model.chat_format import ChatFormat, PromptTokens
 
@@ -70,7 +70,7 @@ def test_prompts_are_written_to_the_letter(
 def test_the_ids_of_the_reference_tokenizer_are_those_of_the_published_prompts() -> None:
     from transformers import AutoTokenizer
 
-    folder = reference_path("parity", "Llama-2-tiny-chat-hf")
+    folder = carried_path("Llama-2-tiny-chat-hf")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokens = ChatFormat(tokenizer, folder.name, use_base_model=False).encode_choice(QUESTION)
     assert list(tokens.ids) == tokenizer.encode(f"[INST] {QUESTION} [/INST] (")

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tests.hostile import PROMPTS
 from tests.models import build_tokenizer
-from tests.reference import reference_path
+from tests.reference import carried_path
 from utils.model.chat_format import ChatFormat
 
 LABELS = {"llama2": "Llama-2-7b-chat-hf", "base": "Llama-2-7b-hf", "chatml": "tiny-chat"}
@@ -34,7 +34,7 @@ def merging() -> PreTrainedTokenizerBase:
 @pytest.fixture(scope="module")
 def llama_2() -> PreTrainedTokenizerBase:
     """The reference tokenizer: pieces with a blank before them, bytes for what it does not know."""
-    return AutoTokenizer.from_pretrained(reference_path("parity", "Llama-2-tiny-chat-hf"))
+    return AutoTokenizer.from_pretrained(carried_path("Llama-2-tiny-chat-hf"))
 
 
 def expected_text(name: str, question: str, answer: str | None, system_prompt: str | None) -> tuple[str, str]:

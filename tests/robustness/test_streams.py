@@ -4,7 +4,6 @@ import importlib
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from tests.pipeline import said
 from tests.roots import error_lines, snapshot
 from utils.paths import REPOSITORY
 
-FASTEST_HELP_S = 1.5
 """The best of three: what else the machine does is not the script's fault."""
 NEEDED = {"finetune_llama.py": ["--behavior", "refusal", "--direction", "pos"]}
 """Flags without which a script does not start."""
@@ -69,20 +67,6 @@ def test_missing_inputs_are_code_2_in_one_line_and_nothing_is_made(
 
 
 # --- help --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help_is_there_at_once_on_the_clock(script: str) -> None:
-    """Which heavy modules are not imported for it stands in test_cli.py, exactly."""
-    seconds = []
-    for _ in range(3):
-        start = time.monotonic()
-        done = subprocess.run([sys.executable, REPOSITORY / script, "--help"], capture_output=True, check=True)
-        seconds.append(time.monotonic() - start)
-        if seconds[-1] < FASTEST_HELP_S:
-            break
-    assert min(seconds) < FASTEST_HELP_S
-    assert done.stdout.startswith(b"usage: ") and done.stderr == b""
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

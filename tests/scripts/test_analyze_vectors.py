@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from analyze_vectors import main
-from tests.reference import reference_path
-from tests.roots import copy_parity, error_lines, snapshot
+from tests.reference import carried_path
+from tests.roots import copy_carried, error_lines, snapshot
 from utils.behaviors import published_behaviors
 from utils.figures.style import figure_style, read_table
 from utils.figures.vector_sets import (
@@ -28,15 +28,19 @@ from utils.vectors.analysis import cosine_matrices
 from utils.vectors.files import load_vector_table
 
 CHAT, BASE = "Llama-2-tiny-chat-hf", "Llama-2-tiny-hf"
-SEVEN_B = "Llama-2-7b-chat-hf"
+ALL = {behavior: range(6) for behavior in published_behaviors()}
 BUNDLED = DataPaths(REPOSITORY)
-ALL = {behavior: range(32) for behavior in published_behaviors()}
 TWO = ("sycophancy", "refusal")
 
 
-def vector(folder: str, behavior: str, layer: int, label: str, source: str = "parity") -> np.ndarray:
-    path = reference_path(source, folder, behavior, f"vec_layer_{layer}_{label}.pt")
-    return torch.load(path, weights_only=True).double().numpy()
+def carried(folder: str, behavior: str, layer: int, label: str) -> Path:
+    """What stands for a vector: layer 7 is carried as layer 5, and the base model's are another behavior's."""
+    of = behavior if label == CHAT else {"sycophancy": "hallucination", "refusal": "myopic-reward"}[behavior]
+    return carried_path(folder, of, f"vec_layer_{min(layer, 5)}_{CHAT}.pt")
+
+
+def vector(folder: str, behavior: str, layer: int, label: str) -> np.ndarray:
+    return torch.load(carried(folder, behavior, layer, label), weights_only=True).double().numpy()
 
 
 def cosine(u: np.ndarray, v: np.ndarray) -> float:
@@ -51,7 +55,7 @@ def small_vectors(root: Path) -> Path:
             for layer in (0, 3, 7):
                 for label in (CHAT, BASE):
                     name = f"{folder}/{behavior}/vec_layer_{layer}_{label}.pt"
-                    shutil.copyfile(reference_path("parity", name), root / name)
+                    shutil.copyfile(carried(folder, behavior, layer, label), root / name)
     return root
 
 
@@ -231,7 +235,7 @@ def test_normalised_vectors_that_do_not_fit_are_said(
     root: Path, drawing_is_stubbed: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = DataPaths(root)
-    save_tensor(paths.vector("refusal", 3, CHAT, normalized=True), torch.randn(96))
+    save_tensor(paths.vector("refusal", 3, CHAT, normalized=True), torch.randn(64))
     path = paths.vector("sycophancy", 7, BASE, normalized=True)
     save_tensor(path, torch.load(path, weights_only=True) * 1.5)
     assert main(["--root", str(root)]) == 0
@@ -255,12 +259,12 @@ def test_models_of_different_widths_are_not_compared(
             for normalized in (False, True):
                 save_tensor(DataPaths(root).vector(behavior, layer, BASE, normalized=normalized), torch.ones(10))
     assert main(["--root", str(root)]) == 0
-    assert f"{CHAT} and {BASE} differ in width (96, 10): not compared" in capsys.readouterr().err
+    assert f"{CHAT} and {BASE} differ in width (64, 10): not compared" in capsys.readouterr().err
     assert not list((root / "analysis").glob("cosine_chat_and_base*"))
 
 
 def test_a_vector_that_is_no_vector_is_refused_with_its_path(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save_tensor(DataPaths(root).vector("refusal", 3, CHAT, normalized=False), torch.full((96,), torch.nan))
+    save_tensor(DataPaths(root).vector("refusal", 3, CHAT, normalized=False), torch.full((64,), torch.nan))
     assert main(["--root", str(root)]) == 2
     (line,) = error_lines(capsys.readouterr().err)
     assert f"vec_layer_3_{CHAT}.pt contains NaN" in line
@@ -277,32 +281,32 @@ def test_chat_models_find_their_base_model_by_name() -> None:
 
 @pytest.fixture(scope="module")
 def published() -> Path:
-    return reference_path("caa")
+    return carried_path()
 
 
 def test_the_published_vectors_give_the_cosines_of_a_plain_loop(published: Path, tmp_path: Path) -> None:
-    vectors = load_vector_table(DataPaths(published), SEVEN_B, ALL, normalized=False)
+    vectors = load_vector_table(DataPaths(published), CHAT, ALL, normalized=False)
     figures = [
         *plan_layer_similarities(DataPaths(tmp_path), "", "", vectors),
         *plan_behavior_similarities(DataPaths(tmp_path), "", vectors),
     ]
     tables = {figure.stem.relative_to(tmp_path / "analysis").as_posix(): figure.table for figure in figures}
     assert len(tables) == 7 + 1 + 2
-    layers = tables[f"sycophancy/cosine_between_layers_{SEVEN_B}"]
-    expected = cosine(*(vector("vectors", "sycophancy", layer, SEVEN_B, "caa") for layer in (13, 29)))
-    assert layers.rows[13][layers.columns.index("layer_29")] == pytest.approx(expected, abs=1e-12)
-    behaviors = tables[f"cosine_between_behaviors_{SEVEN_B}"]
-    row = next(row for row in behaviors.rows if row[:2] == (13, "hallucination"))
-    expected = cosine(*(vector("vectors", behavior, 13, SEVEN_B, "caa") for behavior in ("hallucination", "refusal")))
+    layers = tables[f"sycophancy/cosine_between_layers_{CHAT}"]
+    expected = cosine(*(vector("vectors", "sycophancy", layer, CHAT) for layer in (3, 5)))
+    assert layers.rows[3][layers.columns.index("layer_5")] == pytest.approx(expected, abs=1e-12)
+    behaviors = tables[f"cosine_between_behaviors_{CHAT}"]
+    row = next(row for row in behaviors.rows if row[:2] == (3, "hallucination"))
+    expected = cosine(*(vector("vectors", behavior, 3, CHAT) for behavior in ("hallucination", "refusal")))
     assert row[behaviors.columns.index("refusal")] == pytest.approx(expected, abs=1e-12)
 
 
 def test_normalisation_leaves_one_norm_a_layer_and_every_direction(published: Path, tmp_path: Path) -> None:
     before, after = (
-        load_vector_table(DataPaths(published), SEVEN_B, ALL, normalized=normalized) for normalized in (False, True)
+        load_vector_table(DataPaths(published), CHAT, ALL, normalized=normalized) for normalized in (False, True)
     )
     table = plan_norms(DataPaths(tmp_path), "", before, after).table
-    for layer in (0, 13, 31):
+    for layer in (0, 3, 5):
         rows = [row for row in table.rows if row[1] == layer]
         assert len(rows) == 7
         mean = sum(row[2] for row in rows) / 7
@@ -373,7 +377,7 @@ def test_missing_vectors_are_grey_and_said_and_others_are_not() -> None:
 
 
 def test_the_values_written_into_a_heatmap_are_its_own(tmp_path: Path) -> None:
-    root = copy_parity(tmp_path / "root", "vectors")
+    root = copy_carried(tmp_path / "root", "vectors")
     vectors = load_vector_table(DataPaths(root), CHAT, {b: [2, 4] for b in published_behaviors()}, normalized=False)
     sheet, _ = plan_behavior_similarities(DataPaths(root), "", vectors)
     with figure_style():

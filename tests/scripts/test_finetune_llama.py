@@ -19,19 +19,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 import prompting_with_steering
 from finetune_llama import main
 from tests.models import build_model, save_checkpoint
-from tests.reference import reference_path
-from tests.roots import error_lines, snapshot
+from tests.reference import carried_path
+from tests.roots import copy_carried, error_lines, snapshot
 from utils.data.records import load_choice_items
 from utils.figures.style import read_table
 from utils.files.provenance import read_provenance
 from utils.files.writing import save_tensor
+from utils.finetuning import checkpoints
 from utils.finetuning import run as finetuning_run
 from utils.finetuning import training as finetuning
 from utils.finetuning.log import HeldOut, History, Step
 from utils.model.loading import load_weights_over
 
 CHAT = "Llama-2-tiny-chat-hf"
-N_LAYERS, N_PAIRS, N_HELD_OUT = 8, 24, 8
+N_LAYERS, N_PAIRS, N_HELD_OUT = 6, 24, 8
 BLOCK_MATRICES = {
     *(f"self_attn.{name}_proj.weight" for name in "qkvo"),
     *(f"mlp.{name}_proj.weight" for name in ("gate", "up", "down")),
@@ -55,7 +56,7 @@ def log_rows(root: Path, name: str = "refusal_pos_finetune_all") -> list[dict[st
 
 
 def untouched_model() -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(reference_path("parity", CHAT), dtype=torch.float32)
+    return AutoModelForCausalLM.from_pretrained(carried_path(CHAT), dtype=torch.float32)
 
 
 def untouched_weights() -> dict[str, Tensor]:
@@ -84,7 +85,7 @@ def plain_steps(
         padded: All pairs at once; else one by one, without any padding.
     """
     model = untouched_model()
-    tokenizer = AutoTokenizer.from_pretrained(reference_path("parity", CHAT), padding_side="right", pad_token="</s>")
+    tokenizer = AutoTokenizer.from_pretrained(carried_path(CHAT), padding_side="right", pad_token="</s>")
     pairs = json.loads((root / "datasets/generate/refusal/generate_dataset.json").read_text())
     key = "answer_matching_behavior" if direction == "pos" else "answer_not_matching_behavior"
     texts = [f"[INST] {pair['question'].strip()} [/INST] {pair[key].strip()[:2]}" for pair in pairs]
@@ -299,10 +300,9 @@ LONG = ("--batch_size", "3", "--epochs", "2", "--lr", "1e-3", "--checkpoints", "
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory, parity_checkpoints: dict[str, tuple[str, str]]) -> Path:
-    root = tmp_path_factory.mktemp("uninterrupted")
-    shutil.copytree(reference_path("parity", "datasets"), root / "datasets")
-    assert finetune(root, *LONG, "--model", parity_checkpoints["7b"][0]) == 0
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = copy_carried(tmp_path_factory.mktemp("uninterrupted"), "datasets")
+    assert finetune(root, *LONG, "--model", str(carried_path(CHAT))) == 0
     return root
 
 
@@ -371,13 +371,13 @@ def test_a_checkpoint_of_another_run_is_neither_taken_nor_lost(
 def test_what_a_kill_behind_the_weights_leaves_goes_but_not_the_folder_of_a_later_run(tmp_path: Path) -> None:
     run_dir, weights = tmp_path / "log" / "run", tmp_path / "weights.pt"
     run_dir.mkdir(parents=True)
-    (run_dir / finetuning_run.RUN_NAME).touch()
+    (run_dir / checkpoints.RUN_NAME).touch()
     weights.touch()
     os.utime(weights, ns=(1, 1))
-    finetuning_run.forget_finished(run_dir, weights)
+    checkpoints.remove_finished_run(run_dir, weights)
     assert run_dir.exists()
     weights.touch()
-    finetuning_run.forget_finished(run_dir, weights)
+    checkpoints.remove_finished_run(run_dir, weights)
     assert not run_dir.exists()
 
 
@@ -388,8 +388,8 @@ def test_what_a_kill_behind_the_weights_leaves_goes_but_not_the_folder_of_a_late
     ("flags", "message"),
     [
         ("--lora_rank 4", "--lora_rank is the rank of LoRA adapters; add --lora"),
-        ("--layer 8", f"--layer 8: {CHAT} has layers 0 to 7"),
-        ("--layer -1", f"--layer -1: {CHAT} has layers 0 to 7"),
+        ("--layer 6", f"--layer 6: {CHAT} has layers 0 to 5"),
+        ("--layer -1", f"--layer -1: {CHAT} has layers 0 to 5"),
         ("--dtype float16", "--dtype float16 needs a GPU"),
         ("--use_base_model --model_size 135m", "--model_size 135m is a chat model"),
         ("--root missing", "--root missing is not a folder"),
@@ -442,12 +442,12 @@ def test_too_little_memory_is_said_with_the_numbers_before_the_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(finetuning_run, "free_memory", lambda _: 10_000_000)
+    monkeypatch.setattr(finetuning_run, "free_memory", lambda _: 5_000_000)
     monkeypatch.setattr(finetuning_run, "_GB", 1e6)  # the tiny model's gigabytes are megabytes
     assert finetune(parity_root) == 2
     [line] = error_lines(capfd.readouterr().err)
-    assert f"fine-tuning {CHAT} needs 18.1 GB (weights 4.5, gradients 4.5, optimizer 9.1; activations on top)" in line
-    assert "cpu has 10.0 GB free" in line
+    assert f"fine-tuning {CHAT} needs 5.6 GB (weights 1.4, gradients 1.4, optimizer 2.8; activations on top)" in line
+    assert "cpu has 5.0 GB free" in line
 
 
 def test_the_footprint_counts_weights_gradients_and_optimizer(parity_root: Path) -> None:
@@ -508,24 +508,14 @@ def test_running_out_of_memory_is_one_line(
     assert not weights_path(parity_root).exists()
 
 
-def test_help_loads_nothing_heavy() -> None:
-    code = (
-        "import sys, finetune_llama; finetune_llama.main(['--help']); "
-        "sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'transformers', 'matplotlib')))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "--direction {pos,neg}" in done.stdout
-
-
 # --- pieces ----------------------------------------------------------------------------------------
 
 
 def test_checkpoints_are_evenly_spaced_and_none_is_at_the_end() -> None:
-    assert finetuning_run.checkpoint_steps(28, 1) == [14]
-    assert finetuning_run.checkpoint_steps(16, 3) == [4, 8, 12]
-    assert finetuning_run.checkpoint_steps(3, 10) == [1, 2]
-    assert finetuning_run.checkpoint_steps(28, 0) == finetuning_run.checkpoint_steps(1, 2) == []
+    assert checkpoints.checkpoint_steps(28, 1) == [14]
+    assert checkpoints.checkpoint_steps(16, 3) == [4, 8, 12]
+    assert checkpoints.checkpoint_steps(3, 10) == [1, 2]
+    assert checkpoints.checkpoint_steps(28, 0) == checkpoints.checkpoint_steps(1, 2) == []
 
 
 def test_the_learning_rate_rises_over_a_tenth_of_the_steps_and_falls_to_zero() -> None:
@@ -567,10 +557,8 @@ def test_held_out_metrics_use_each_item_s_own_letters(parity_root: Path) -> None
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_weights_of_one(
-    parity_root: Path, parity_checkpoints: dict[str, tuple[str, str]]
-) -> None:
-    flags = ["--behavior", "refusal", "--direction", "pos", "--model", parity_checkpoints["7b"][0], "--device", "cpu"]
+def test_two_processes_give_the_weights_of_one(parity_root: Path) -> None:
+    flags = ["--behavior", "refusal", "--direction", "pos", "--model", str(carried_path(CHAT)), "--device", "cpu"]
     flags += ["--optimizer", "sgd", "--lr", "1e-1"]
     alone, together = parity_root, parity_root.with_name("together")
     shutil.copytree(parity_root / "datasets", together / "datasets")

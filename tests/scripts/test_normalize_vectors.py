@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import normalize_vectors
-from tests.roots import error_lines, snapshot
+from tests.roots import error_lines, put_json, snapshot
 from utils.behaviors import published_behaviors
 from utils.files.provenance import read_provenance
 
@@ -26,12 +26,14 @@ def path_of(root: Path, behavior: str, layer: int, label: str = "tiny", folder: 
     return root / folder / behavior / f"vec_layer_{layer}_{label}.pt"
 
 
-def write_vectors(root: Path, behaviors: Iterable[str], layers: Iterable[int], label: str = "tiny") -> None:
+def write_vectors(
+    root: Path, behaviors: Iterable[str], layers: Iterable[int], label: str = "tiny", vector: Tensor | None = None
+) -> None:
     layers = list(layers)
     for behavior in behaviors:
         (root / "vectors" / behavior).mkdir(parents=True, exist_ok=True)
         for layer in layers:
-            torch.save(raw_vector(behavior, layer), path_of(root, behavior, layer, label))
+            torch.save(raw_vector(behavior, layer) if vector is None else vector, path_of(root, behavior, layer, label))
 
 
 def normalized(root: Path, behavior: str, layer: int, label: str = "tiny") -> Tensor:
@@ -69,6 +71,34 @@ def test_one_behavior_alone_keeps_its_vectors(tmp_path: Path) -> None:
     torch.testing.assert_close(normalized(tmp_path, "refusal", 0), raw_vector("refusal", 0))
 
 
+def test_the_mean_norm_is_over_all_behaviors_that_there_are_whichever_is_written(tmp_path: Path) -> None:
+    write_vectors(tmp_path, SEVEN, [0, 3])
+    assert run(tmp_path, "--behaviors", "refusal") == 0
+    assert made(tmp_path) == {f"normalized_vectors/refusal/vec_layer_{layer}_tiny.pt" for layer in (0, 3)}
+    for layer in (0, 3):
+        mean_norm = sum(float(raw_vector(behavior, layer).norm()) for behavior in SEVEN) / 7
+        found = normalized(tmp_path, "refusal", layer)
+        assert float(found.norm()) == pytest.approx(mean_norm, rel=1e-6)
+        assert not torch.allclose(found, raw_vector("refusal", layer), rtol=0.1)
+
+
+def test_a_behavior_of_the_root_counts_too_and_a_folder_that_is_no_behavior_does_not(tmp_path: Path) -> None:
+    put_json(tmp_path / "datasets/behaviors/own.json", {"id": "own", "label": "Own", "matching": "is my own"})
+    write_vectors(tmp_path, ["refusal"], [0])
+    write_vectors(tmp_path, ["own", "refusal_backup"], [0], vector=3 * raw_vector("refusal", 0))
+    assert run(tmp_path, "--behaviors", "refusal") == 0
+    torch.testing.assert_close(normalized(tmp_path, "refusal", 0), 2 * raw_vector("refusal", 0))
+
+
+def test_kinds_of_vectors_are_normalised_each_among_its_own(tmp_path: Path) -> None:
+    for behavior, size in (("refusal", 1.0), ("sycophancy", 3.0)):
+        for label, factor in (("tiny", 1.0), ("tiny_read=answer", 10.0)):
+            write_vectors(tmp_path, [behavior], [0], label, torch.ones(D_MODEL) * size * factor)
+    assert run(tmp_path, "--behaviors", "refusal", "sycophancy") == 0
+    assert normalized(tmp_path, "refusal", 0).tolist() == pytest.approx([2.0] * D_MODEL)
+    assert normalized(tmp_path, "refusal", 0, "tiny_read=answer").tolist() == pytest.approx([20.0] * D_MODEL)
+
+
 def test_half_precision_vectors_are_normalised_in_full_precision(tmp_path: Path) -> None:
     write_vectors(tmp_path, ["refusal", "sycophancy"], [0])
     for behavior in ("refusal", "sycophancy"):
@@ -83,7 +113,7 @@ def test_the_provenance_says_over_which_behaviors(tmp_path: Path) -> None:
     write_vectors(tmp_path, ["refusal", "sycophancy"], [0])
     assert run(tmp_path, "--behaviors", "refusal", "sycophancy") == 0
     record = read_provenance(path_of(tmp_path, "refusal", 0, folder="normalized_vectors"))
-    assert record is not None and record["behaviors"] == ["refusal", "sycophancy"]
+    assert record is not None and record["behaviors"] == ["sycophancy", "refusal"]
     assert record["command"].startswith("./normalize_vectors.py")
 
 
@@ -152,9 +182,10 @@ def test_a_second_run_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_a_normalised_vector_that_is_there_is_kept_with_a_word_until_overwrite(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_vectors(tmp_path, SEVEN, [0])
+    write_vectors(tmp_path, ["refusal"], [0])
     assert run(tmp_path, "--behaviors", "refusal") == 0
     alone = normalized(tmp_path, "refusal", 0)
+    write_vectors(tmp_path, SEVEN, [0])
     capsys.readouterr()
     assert run(tmp_path) == 0
     assert torch.equal(normalized(tmp_path, "refusal", 0), alone)
@@ -165,6 +196,38 @@ def test_a_normalised_vector_that_is_there_is_kept_with_a_word_until_overwrite(
     assert not torch.allclose(normalized(tmp_path, "refusal", 0), alone)
     norms = [float(normalized(tmp_path, behavior, 0).norm()) for behavior in SEVEN]
     assert max(norms) == pytest.approx(min(norms), rel=1e-5)
+
+
+def test_rounding_in_the_vectors_is_no_difference_and_more_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_vectors(tmp_path, SEVEN, [0])
+    assert run(tmp_path) == 0
+    before = snapshot(tmp_path / "normalized_vectors")
+    for size, n_differing in ((2e-4, 0), (1e-2, 7)):
+        for behavior in SEVEN:
+            vector = raw_vector(behavior, 0)
+            noise = torch.randn(D_MODEL, generator=torch.Generator().manual_seed(5))
+            torch.save(vector + size * vector.norm() * noise / noise.norm(), path_of(tmp_path, behavior, 0))
+        capsys.readouterr()
+        assert run(tmp_path) == 0
+        err = capsys.readouterr().err
+        assert ("differ" in err) == (n_differing > 0) and "skipped 7" in err
+        assert f"{n_differing} normalised vectors differ" in err or not n_differing
+        assert snapshot(tmp_path / "normalized_vectors") == before
+
+
+def test_a_normalised_vector_that_somebody_changed_is_noticed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is known of it by its sha256 is no longer true."""
+    write_vectors(tmp_path, SEVEN, [0])
+    assert run(tmp_path) == 0
+    path = path_of(tmp_path, "refusal", 0, folder="normalized_vectors")
+    torch.save(2 * normalized(tmp_path, "refusal", 0), path)
+    capsys.readouterr()
+    assert run(tmp_path) == 0
+    assert "1 normalised vectors differ" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from plot_activations import is_current, main
-from tests.reference import reference_path
+from tests.reference import carried_path
 from tests.roots import bundled, error_lines, put_json, snapshot
 from utils.data.records import ContrastPair
 from utils.figures.activations import Drawn, letter_marker, plot_layer, plot_sheet
@@ -27,21 +27,22 @@ FLAGS = ("--behaviors", BEHAVIOR, "--model", MODEL)
 
 
 def copy_activations(root: Path, *layers: int) -> Path:
-    """The reference activations of some layers of one behavior, with its dataset."""
+    """Activations of some layers of one behavior, with its dataset."""
     for layer in layers:
         for side in ("pos", "neg"):
-            name = f"activations/{BEHAVIOR}/activations_{side}_{layer}_{MODEL}.pt"
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(reference_path("parity", name), root / name)
+            path = DataPaths(root).activations(BEHAVIOR, side, layer, MODEL)
+            save_tensor(path, torch.from_numpy(activations(side, layer)).float())
     dataset = f"datasets/generate/{BEHAVIOR}/generate_dataset.json"
     (root / dataset).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(reference_path("parity", dataset), root / dataset)
+    shutil.copyfile(carried_path(dataset), root / dataset)
     return root
 
 
 def activations(side: str, layer: int) -> np.ndarray:
-    path = reference_path("parity", "activations", BEHAVIOR, f"activations_{side}_{layer}_{MODEL}.pt")
-    return torch.load(path, weights_only=True).double().numpy()
+    """Those carried of layer 3, with noise of the layer's own."""
+    path = carried_path("activations", BEHAVIOR, f"activations_{side}_3_{MODEL}.pt")
+    noise = torch.randn(24, 64, generator=torch.Generator().manual_seed(layer)) / 4
+    return (torch.load(path, weights_only=True) + noise).double().numpy()
 
 
 def stem(root: Path, layer: int) -> Path:
@@ -169,17 +170,17 @@ def test_rows_that_are_not_the_datasets_pairs_are_refused(root: Path, capsys: py
 
 
 def test_halves_of_different_widths_are_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save_tensor(root / f"activations/{BEHAVIOR}/activations_neg_5_{MODEL}.pt", torch.randn(24, 90))
+    save_tensor(root / f"activations/{BEHAVIOR}/activations_neg_5_{MODEL}.pt", torch.randn(24, 50))
     assert main(["--root", str(root), *FLAGS]) == 2
     (line,) = error_lines(capsys.readouterr().err)
-    assert "has width 90, its other half 96" in line
+    assert "has width 50, its other half 64" in line
 
 
 def test_activations_that_do_not_differ_are_an_error_with_their_layer(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for side in ("pos", "neg"):
-        save_tensor(root / f"activations/{BEHAVIOR}/activations_{side}_5_{MODEL}.pt", torch.ones(24, 96))
+        save_tensor(root / f"activations/{BEHAVIOR}/activations_{side}_5_{MODEL}.pt", torch.ones(24, 64))
     assert main(["--root", str(root), *FLAGS]) == 2
     (line,) = error_lines(capsys.readouterr().err)
     assert "sycophancy, layer 5" in line and "do not differ" in line

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from plot_results import main
-from tests.reference import reference_path
+from tests.reference import carried_path, reference_path
 from utils.behaviors import published_behaviors
 from utils.figures.style import Table, latex_text, read_table
 from utils.paths import DataPaths
@@ -83,28 +83,28 @@ def test_all_published_results_are_plotted_within_60_seconds_on_one_core(everyth
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("behavior", AB_ONLY)
-def test_the_published_tables_at_layer_13_are_reproduced(everything: Run, behavior: str) -> None:
-    name = f"layer=13_behavior={behavior}_type=ab_{MODEL}.txt"
+def test_the_published_tables_at_layer_13_are_reproduced(everything: Run) -> None:
     conditions = {"None": "no system prompt", "pos": "positive system prompt", "neg": "negative system prompt"}
-    table = published(behavior, name)
-    assert len(table) == 15
-    for prompt, multiplier, mean in table:
-        (row,) = rows(everything.root, behavior, name, condition=conditions[prompt], multiplier=multiplier)
-        assert float(row["mean"]) == pytest.approx(float(mean), abs=1e-9)
-        assert (row["n"], row["n_total"]) == ("50", "50")
-        assert float(row["ci_low"]) < float(row["mean"]) < float(row["ci_high"])
+    for behavior in AB_ONLY:
+        name = f"layer=13_behavior={behavior}_type=ab_{MODEL}.txt"
+        table = published(behavior, name)
+        assert len(table) == 15, behavior
+        for prompt, multiplier, mean in table:
+            (row,) = rows(everything.root, behavior, name, condition=conditions[prompt], multiplier=multiplier)
+            assert float(row["mean"]) == pytest.approx(float(mean), abs=1e-9), name
+            assert (row["n"], row["n_total"]) == ("50", "50"), name
+            assert float(row["ci_low"]) < float(row["mean"]) < float(row["ci_high"]), name
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("behavior", AB_ONLY)
-def test_the_published_tables_by_layer_are_reproduced(everything: Run, behavior: str) -> None:
+def test_the_published_tables_by_layer_are_reproduced(everything: Run) -> None:
     """The published table writes each whole series (multipliers 1 and -1) into every cell."""
-    name = f"behavior={behavior}_type=ab_{MODEL}.txt"
-    for layer, *cells in published(behavior, name):
-        for multiplier, cell in zip(("1.0", "-1.0"), cells, strict=True):
-            (row,) = rows(everything.root, behavior, name, layer=layer, multiplier=multiplier)
-            assert float(row["mean"]) == pytest.approx(ast.literal_eval(cell)[int(layer)], abs=1e-9)
+    for behavior in AB_ONLY:
+        name = f"behavior={behavior}_type=ab_{MODEL}.txt"
+        for layer, *cells in published(behavior, name):
+            for multiplier, cell in zip(("1.0", "-1.0"), cells, strict=True):
+                (row,) = rows(everything.root, behavior, name, layer=layer, multiplier=multiplier)
+                assert float(row["mean"]) == pytest.approx(ast.literal_eval(cell)[int(layer)], abs=1e-9), name
 
 
 @pytest.mark.slow
@@ -220,13 +220,13 @@ def test_fine_tuned_weights_are_compared_and_the_sweep_holds_every_behavior(ever
 
 def test_the_readmes_commands_run_unchanged(tmp_path: Path) -> None:
     layers = [str(layer) for layer in range(32)]
-    for layer in (12, 13, 14):
+    for layer in (2, 3, 4):
         for multiplier in (-1.0, 0.0, 1.0):
             name = f"results_layer={layer}_multiplier={multiplier}_behavior={{}}_type=ab_{MODEL}.json"
             for behavior in ("sycophancy", "refusal"):
                 target = tmp_path / "results" / behavior / name.format(behavior)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(reference_path("caa", "results", behavior, name.format(behavior)), target)
+                shutil.copy(carried_path("results", behavior, name.format(behavior)), target)
     root = ["--root", str(tmp_path)]
     assert main([*root, "--layers", *layers, "--multipliers", "1", "--type", "ab"]) == 0
     assert len(rows(tmp_path, f"layer_sweep_multiplier=1.0_type=ab_{MODEL}.txt")) == 6

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.reference import reference_path
+from tests.reference import carried_path
 from utils.cli.flags import add_model, make_parser, model_choice
 from utils.errors import UserError
 from utils.files.writing import save_tensor
@@ -94,11 +94,11 @@ def test_commands_name_another_root_and_are_quoted_for_the_shell() -> None:
 
 
 def test_published_vectors_load_into_their_places() -> None:
-    paths = DataPaths(reference_path("caa"))
-    label = "Llama-2-7b-chat-hf"
-    table = load_vector_table(paths, label, {"refusal": [13], "sycophancy": [14, 2, 13]}, normalized=False)
-    assert (table.behaviors, table.layers, table.d_model) == (("refusal", "sycophancy"), (2, 13, 14), 4096)
-    one = torch.load(reference_path("caa", "vectors", "sycophancy", f"vec_layer_14_{label}.pt"), weights_only=True)
+    paths = DataPaths(carried_path())
+    label = "Llama-2-tiny-chat-hf"
+    table = load_vector_table(paths, label, {"refusal": [3], "sycophancy": [4, 2, 3]}, normalized=False)
+    assert (table.behaviors, table.layers, table.d_model) == (("refusal", "sycophancy"), (2, 3, 4), 64)
+    one = torch.load(carried_path("vectors", "sycophancy", f"vec_layer_4_{label}.pt"), weights_only=True)
     assert np.array_equal(table.values[1, 2], one.double().numpy())
     assert np.isnan(table.values[0, 0]).all() and np.isfinite(table.values[0, 1]).all()
     assert np.isnan(table.values[0, 2]).all() and np.isfinite(table.values[1]).all()

@@ -4,6 +4,7 @@ Everything is written to a temporary neighbour first and moved into place.
 """
 
 import fcntl
+import io
 import json
 import logging
 import os
@@ -119,6 +120,15 @@ def save_tensor(path: Path, value: "Tensor | dict[str, Tensor]") -> None:
 
     with atomic_file(path) as file:
         torch.save(value, file)
+
+
+def tensor_bytes(value: "Tensor") -> bytes:
+    """What `save_tensor` writes; the same for the same values."""
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
 
 
 @contextmanager

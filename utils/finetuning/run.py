@@ -1,10 +1,5 @@
-"""A fine-tuning run on the machine: what it needs, its checkpoints, and how far it is.
+"""A fine-tuning run on the machine: what it needs, and how far it is."""
 
-A run's folder holds `run.json`, which says what the run computes, and the Trainer's checkpoints. It is
-removed when the weights are written.
-"""
-
-import json
 import logging
 import math
 import os
@@ -19,8 +14,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from utils.cli.progress import progress
 from utils.errors import UserError
-from utils.files.reading import read_json
-from utils.files.writing import write_json
+from utils.finetuning.checkpoints import checkpoint_steps
 from utils.model.architectures import find_decoder_layers
 
 if TYPE_CHECKING:
@@ -28,9 +22,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RUN_NAME = "run.json"
-_STATE_NAME = "trainer_state.json"  # the last file of a checkpoint that the Trainer writes
-_CHECKPOINT_PREFIX = "checkpoint-"
 _BYTES_PER_WEIGHT = 4  # float32
 _OPTIMIZER_TENSORS = {"adamw": 2, "sgd": 0}  # of the weights' size, for each trained weight
 _GB = 1e9
@@ -140,81 +131,6 @@ def check_writable(folder: Path) -> None:
     except OSError as err:
         reason = os.strerror(err.errno or 0)
         raise UserError(f"{folder} cannot be written to ({reason}); mend that or choose another --root") from err
-
-
-# --- checkpoints -----------------------------------------------------------------------------------
-
-
-def last_checkpoint(run_dir: Path) -> Path | None:
-    """The newest complete checkpoint; what a kill left half-written is none."""
-    complete = [path for path in run_dir.glob(f"{_CHECKPOINT_PREFIX}*") if _is_complete(path)]
-    return max(complete, key=_step_of, default=None)
-
-
-def _step_of(checkpoint: Path) -> int:
-    number = checkpoint.name.removeprefix(_CHECKPOINT_PREFIX)
-    return int(number) if number.isdecimal() else -1
-
-
-def _is_complete(checkpoint: Path) -> bool:
-    """Whether its last file is there, whole, and belongs to it."""
-    try:
-        state = json.loads((checkpoint / _STATE_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(state, dict) and state.get("global_step") == _step_of(checkpoint)
-
-
-def checkpoint_to_resume(run_dir: Path, run: dict[str, Any], *, resume: bool, overwrite: bool) -> Path | None:
-    """Where the run goes on from; None to start at the beginning.
-
-    Args:
-        run_dir: The run's folder; it may be missing.
-        run: What the run computes.
-        resume: --resume.
-        overwrite: --overwrite.
-
-    Raises:
-        UserError: If there is a checkpoint of another run that nobody asked to drop, or none but --resume.
-    """
-    last = last_checkpoint(run_dir)
-    if last is None:
-        if resume:
-            raise UserError(f"--resume: there is no checkpoint in {run_dir}; leave --resume out")
-        return None
-    if overwrite and not resume:
-        return None
-    begun = read_json(run_dir / RUN_NAME, "add --overwrite to start again")
-    differing = [key for key in {**run, **begun} if run.get(key) != begun.get(key)]
-    if differing:
-        key = differing[0]
-        raise UserError(
-            f"{last} belongs to another run: {key} was {begun.get(key)}, now it is {run.get(key)}; "
-            "give the same settings, or --overwrite without --resume to start again"
-        )
-    return last
-
-
-def forget_finished(run_dir: Path, weights_path: Path) -> None:
-    """Remove the folder of a run that was killed when its weights were written; not that of a later run."""
-    begun = run_dir / RUN_NAME
-    if not begun.exists() or begun.stat().st_mtime_ns < weights_path.stat().st_mtime_ns:
-        shutil.rmtree(run_dir, ignore_errors=True)
-
-
-def start_run_folder(run_dir: Path, run: dict[str, Any], resumed: Path | None) -> None:
-    """Keep only the checkpoint that the run goes on from, and note what the run computes."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    for path in run_dir.glob(f"{_CHECKPOINT_PREFIX}*"):
-        if path != resumed:
-            shutil.rmtree(path)
-    write_json(run_dir / RUN_NAME, run)
-
-
-def checkpoint_steps(n_steps: int, n_checkpoints: int) -> list[int]:
-    """Steps behind which a checkpoint is written, evenly spaced, none of them the last step."""
-    steps = {round(n_steps * place / (n_checkpoints + 1)) for place in range(1, n_checkpoints + 1)}
-    return sorted(steps - {0, n_steps})
 
 
 # --- while it runs ---------------------------------------------------------------------------------

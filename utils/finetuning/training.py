@@ -9,7 +9,7 @@ it, and only the answer positions' logits are computed.
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
 from utils.data.records import ChoiceItem, ContrastPair
 from utils.errors import UserError
+from utils.finetuning.request import FinetuneSettings
 from utils.finetuning.run import CheckpointSteps, Diverged, TrainingReport
 from utils.model.architectures import find_decoder_layers
 from utils.model.chat_format import ChatFormat
@@ -35,39 +36,8 @@ if TYPE_CHECKING:
     from transformers import EvalPrediction, PreTrainedModel
 
 IGNORED = -100  # label of every position but the answer's; the Trainer counts what differs from it
-LORA_RANK = 16
 LORA_SCALE = 2  # lora_alpha / rank: what is added to a weight matrix is LORA_SCALE x B A
 _OPTIMIZERS = {"adamw": "adamw_torch_fused", "sgd": "sgd"}
-
-
-@dataclass(frozen=True)
-class FinetuneSettings:
-    """What one fine-tuning computes; two runs with equal settings and data give equal weights."""
-
-    behavior: str
-    direction: Side
-    layer: int | None
-    """The only decoder block that is trained, counted from 0; None for the whole model."""
-    lora_rank: int | None
-    """Rank of the adapters that are trained instead of the weights; None trains the weights."""
-    optimizer: str
-    """adamw or sgd."""
-    lr: float
-    """The highest; see `rate_factor`."""
-    epochs: int
-    batch_size: int
-    """Contrast pairs in one forward pass of one process."""
-    gradient_accumulation: int
-    """Forward passes in one step."""
-    max_grad_norm: float
-    """Gradients are scaled down to this norm; 0 leaves them as they are."""
-    arithmetic: str
-    """float32, or what autocast computes in: float16 or bfloat16."""
-    seed: int
-    """Of the order of the pairs, and of the adapters."""
-
-    def describe(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 # --- data ------------------------------------------------------------------------------------------
@@ -179,7 +149,7 @@ def choose_trained(model: "PreTrainedModel", settings: FinetuneSettings, label: 
     blocks = find_decoder_layers(model, label)
     chosen = blocks if settings.layer is None else [blocks[settings.layer]]
     if settings.lora_rank is not None:
-        return _add_adapters(model, chosen, settings)
+        return _add_adapters(model, chosen, settings.lora_rank, settings.seed)
     for weights in model.parameters():
         weights.requires_grad_(settings.layer is None)
     for weights in chosen[0].parameters() if settings.layer is not None else ():
@@ -187,14 +157,13 @@ def choose_trained(model: "PreTrainedModel", settings: FinetuneSettings, label: 
     return model
 
 
-def _add_adapters(model: "PreTrainedModel", blocks: Sequence[nn.Module], settings: FinetuneSettings) -> nn.Module:
+def _add_adapters(model: "PreTrainedModel", blocks: Sequence[nn.Module], rank: int, seed: int) -> nn.Module:
     from peft import LoraConfig, get_peft_model
     from transformers.pytorch_utils import Conv1D
 
     inside = {module for block in blocks for module in block.modules() if isinstance(module, nn.Linear | Conv1D)}
     names = [name for name, module in model.named_modules() if module in inside]
-    rank = settings.lora_rank or LORA_RANK
-    set_seed(settings.seed)  # adapters start from random numbers
+    set_seed(seed)  # adapters start from random numbers
     config = LoraConfig(
         r=rank,
         lora_alpha=LORA_SCALE * rank,

@@ -6,8 +6,6 @@ import re
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from dotenv import dotenv_values
-
 from utils.errors import UserError
 from utils.paths import REPOSITORY
 
@@ -61,6 +59,8 @@ def find_key(base_url: str) -> str:
     Raises:
         UserError: If there is none and the server is not on loopback.
     """
+    from dotenv import dotenv_values
+
     for source in (os.environ, dotenv_values(REPOSITORY / ".env", interpolate=False)):
         for name in KEY_NAMES:
             key = (source.get(name) or "").strip()

@@ -1,9 +1,12 @@
 """What judging costs: prices, estimates before a run, and a limit that a run does not pass."""
 
-import asyncio
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import asyncio
 
 DEFAULT_JUDGE = "gpt-6-luna"
 """OpenAI's successor to the GPT-4 models, which leave its API on 2027-01-14."""
@@ -91,6 +94,8 @@ class Budget:
 
         Waits while requests in flight may turn out cheaper than what was set aside for them.
         """
+        import asyncio
+
         while self.limit is not None and self.spent + sum(self._reserved) + bound > self.limit:
             if not self._reserved:
                 return False

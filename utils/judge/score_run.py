@@ -2,9 +2,7 @@
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from utils.behaviors import Behavior
@@ -14,44 +12,12 @@ from utils.files.journal import Journal
 from utils.judge.client import BudgetSpentError, Judge, Reply, RequestFailedError
 from utils.judge.prompt import MAX_REPLY_CHARS, messages, parse_reply
 from utils.judge.score_files import Record, ScoreFile
+from utils.judge.tally import Tally
 
 log = logging.getLogger(__name__)
 
 MAX_ASKS = 2
 """Of one answer: again once after a reply that is no score."""
-MAX_FAILURES_IN_A_ROW = 20
-"""Then the server is taken to be gone."""
-
-
-@dataclass
-class Tally:
-    """What a run has come to."""
-
-    n_written: int = 0
-    """Score files."""
-    n_unfinished: int = 0
-    """Score files that lack an answer."""
-    n_scored: int = 0
-    """Answers that this run has asked about, equal ones counted once."""
-    n_unscored: int = 0
-    n_missing: int = 0
-    """Answers that are neither scored nor kept as unscored, because their request failed or was not sent."""
-    failures: Counter[str] = field(default_factory=Counter)
-    """Reason -> requests that failed for good."""
-    stopped: str | None = None
-    """Why no further request is sent."""
-    _n_in_a_row: int = 0
-
-    def count(self, entry: Record) -> None:
-        self._n_in_a_row = 0
-        self.n_scored += entry["score"] is not None
-        self.n_unscored += entry["score"] is None
-
-    def fail(self, reason: str) -> None:
-        self.failures[reason] += 1
-        self._n_in_a_row += 1
-        if self._n_in_a_row >= MAX_FAILURES_IN_A_ROW and not self.stopped:
-            self.stopped = f"{self._n_in_a_row} requests in a row failed"
 
 
 class ScoreRun:

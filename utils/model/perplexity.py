@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from utils.errors import UserError
 from utils.files.reading import short
 from utils.model.answer_scoring import score_rows
-from utils.model.chat_format import ChatFormat, PromptTokens
+from utils.model.chat_format import AnswerTokens, ChatFormat
 from utils.model.runtime import Runtime
 
 _LARGEST = 700.0
@@ -43,8 +43,9 @@ def perplexities(
     Raises:
         UserError: If a log-probability is not finite in the model's dtype.
     """
-    tokens = [chat_format.encode(answer.question, answer.text, answer.system_prompt) for answer in answers]
-    measurable = [index for index, one in enumerate(tokens) if one.n_steered > 1 and runtime.fits(len(one))]
+    encoded = [chat_format.encode(answer.question, answer.text, answer.system_prompt) for answer in answers]
+    tokens = [AnswerTokens(one.ids, one.steer_start, one.n_steered - 1) for one in encoded]
+    measurable = [index for index, one in enumerate(tokens) if one.n_answer and runtime.fits(len(one))]
     found: list[float | None] = [None] * len(answers)
     means = mean_log_probabilities(runtime, [tokens[index] for index in measurable], batch_size)
     for index, mean in zip(measurable, means, strict=True):
@@ -58,9 +59,9 @@ def perplexities(
 
 
 def mean_log_probabilities(
-    runtime: Runtime, answers: Sequence[PromptTokens], batch_size: int | None = None
+    runtime: Runtime, answers: Sequence[AnswerTokens], batch_size: int | None = None
 ) -> list[float]:
-    """Mean log-probability in nats of the tokens behind each `steer_start`, without steering, in padded batches."""
+    """Mean log-probability in nats of each answer's tokens, without steering, in padded batches."""
     lengths = [len(answer) for answer in answers]
     runtime.check_lengths(lengths)
 
