@@ -269,6 +269,7 @@ def check_found(found: "Sequence[SteeringSettings]", args: argparse.Namespace, p
         ),
         ("--layers", args.layers or [], {settings.layer for settings in found}),
         ("--multipliers", args.multipliers or [], {settings.multiplier for settings in found}),
+        ("--strengths", args.strengths or [], {settings.multiplier for settings in found}),
     ):
         if missing := [value for value in asked if value not in there]:
             log.warning("no such open-ended results for %s %s", flag, " ".join(map(str, missing)))
@@ -279,6 +280,7 @@ def how_to_answer(args: argparse.Namespace, paths: DataPaths) -> str:
     words: list[object] = ["--behaviors", *args.behaviors] if set(args.behaviors) != set(published_behaviors()) else []
     words += ["--layers", *args.layers] if args.layers else []
     words += ["--multipliers", *args.multipliers] if args.multipliers else []
+    words += ["--strengths", *args.strengths] if args.strengths else []
     if args.model or args.model_size:
         words += choose_model(args.model_size or "", args.model, args.use_base_model).command_words
     return paths.command("prompting_with_steering", *words, "--type", "open_ended")
@@ -288,15 +290,17 @@ def is_wanted(settings: "SteeringSettings", args: argparse.Namespace, *, with_un
     """Whether the flags ask for these answers, or they are those at multiplier 0 `with_unsteered`."""
     return (
         (args.layers is None or settings.layer in args.layers)
-        and (
-            args.multipliers is None
-            or settings.multiplier in args.multipliers
-            or (with_unsteered and settings.multiplier == 0)
-        )
+        and (is_wanted_amount(settings, args) or (with_unsteered and settings.multiplier == 0))
         and (args.model_size is None or settings.model_size == args.model_size)
         and (args.model is None or settings.model == checkpoint_label(args.model))
         and (settings.use_base_model or not args.use_base_model)
     )
+
+
+def is_wanted_amount(settings: "SteeringSettings", args: argparse.Namespace) -> bool:
+    """Whether --multipliers or --strengths, where one is given, names what is added."""
+    asked = args.multipliers if settings.knob == "multiplier" else args.strengths
+    return settings.multiplier in asked if asked else not (args.multipliers or args.strengths)
 
 
 def judge_record(behavior: str, args: argparse.Namespace) -> dict[str, Any]:

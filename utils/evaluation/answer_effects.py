@@ -124,16 +124,20 @@ class AnswerPoint:
         return self.range.faults(self.fluency) if self.range else ()
 
 
-def measure_answers(files: Sequence[AnswerValues], own: Sequence[Measure], seed: int) -> list[AnswerPoint]:
+def measure_answers(
+    files: Sequence[AnswerValues], own: Sequence[Measure], seed: int, others: Iterable[AnswerValues] = ()
+) -> list[AnswerPoint]:
     """The points of one condition, by layer and multiplier.
 
     Args:
         files: That differ in layer and multiplier only.
         own: Measures of the behavior's metric.
         seed: Of resampling and sign flips.
+        others: Among which multiplier 0 is looked for as well: it is the same for every kind of vector.
     """
     files = sorted(files, key=lambda file: (file.settings.layer, file.settings.multiplier))
-    unsteered = [_unsteered_beside(file, files) for file in files]
+    pool = [*files, *others]
+    unsteered = [_unsteered_beside(file, pool) for file in files]
     effects = [_effects(files, unsteered, measure, seed) for measure in (*own, N_WORDS, DISTINCT_2)]
     points = []
     for place, (file, beside) in enumerate(zip(files, unsteered, strict=True)):
@@ -168,7 +172,8 @@ def _over_known(statistic: Callable[[FloatArray], Any], values: FloatArray) -> f
 
 def _unsteered_beside(file: AnswerValues, files: Sequence[AnswerValues]) -> AnswerValues | None:
     """The answers at multiplier 0: the layer's own, or another's, since nothing is added there."""
-    unsteered = [other for other in files if other.settings.multiplier == 0]
+    like = file.settings.unsteered()
+    unsteered = [other for other in files if other.settings.multiplier == 0 and other.settings.unsteered() == like]
     return next((one for one in unsteered if one.settings.layer == file.settings.layer), next(iter(unsteered), None))
 
 

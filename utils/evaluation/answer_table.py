@@ -8,8 +8,8 @@ from utils.data.estimates import Estimate
 from utils.evaluation.answer_effects import AnswerPoint, MeasuredEffect
 from utils.evaluation.answer_metrics import measures_of
 
-_HEAD = ("layer", "multiplier", "mean [95% interval]", "change from 0", "p", "p (Holm)", "perplexity", "distinct-2")
-_HEAD_BEHIND = ("words", "text")
+_HEAD_OF_MEASURE = ("mean [95% interval]", "change from 0", "p", "p (Holm)")
+_HEAD_OF_FLUENCY = ("perplexity", "distinct-2", "words", "text")
 
 
 def heading(about: Behavior, points: Sequence[AnswerPoint]) -> str:
@@ -24,12 +24,12 @@ def heading(about: Behavior, points: Sequence[AnswerPoint]) -> str:
 def answers_text(about: Behavior, points: Sequence[AnswerPoint]) -> str:
     """The points of one condition: a block for each measure of the behavior's metric, fluency beside it."""
     blocks = [heading(about, points)]
+    at = ("layer", points[0].settings.knob)
     for place, measure in enumerate(measures_of(about.metric)):
-        blocks.append(
-            f"  {measure.label}\n{_aligned([_HEAD + _HEAD_BEHIND, *(_row(p, p.effects[place]) for p in points)])}"
-        )
+        rows = [_row(point, point.effects[place]) for point in points]
+        blocks += [f"  {measure.label}", _aligned([(*at, *_HEAD_OF_MEASURE, *_HEAD_OF_FLUENCY), *rows])]
     if about.metric is None:
-        blocks.append(_aligned([(*_HEAD[:2], *_HEAD[6:], *_HEAD_BEHIND), *(_row(p, None) for p in points)]))
+        blocks.append(_aligned([(*at, *_HEAD_OF_FLUENCY), *(_row(point, None) for point in points)]))
     return "\n".join(blocks)
 
 

@@ -84,8 +84,9 @@ def report_metrics(plan: MetricPlan, seed: int) -> Iterator[str]:
     for behavior in plan.request.behaviors:
         about = load_behavior(plan.request.paths, behavior)
         files = [file for file in (*plan.done, *plan.written) if file.about.id == behavior]
-        for group in by_condition(map(load_measured, files)):
-            points = measure_answers(group, measures_of(about.metric), seed)
+        measured = [load_measured(file) for file in files]
+        for group in by_condition(measured):
+            points = measure_answers(group, measures_of(about.metric), seed, measured)
             like = points[0].settings.describe("layer", "multiplier")
             stem = plan.request.paths.analysis(behavior, f"answers_{like}")
             paths = plot_answers(stem, heading(about, points), points, f"matching = {about.matching}")
@@ -102,6 +103,7 @@ def answers_table(points: Sequence[AnswerPoint]) -> Table:
             point.settings.behavior,
             point.settings.differing() or "plain",
             point.settings.layer,
+            point.settings.knob,
             point.settings.multiplier,
         )
         beside = (
@@ -117,7 +119,7 @@ def answers_table(points: Sequence[AnswerPoint]) -> Table:
 
 
 _COLUMNS = (
-    *("behavior", "condition", "layer", "multiplier", "measure"),
+    *("behavior", "condition", "layer", "knob", "multiplier", "measure"),
     *("mean", "ci_low", "ci_high", "n", "n_total"),
     *("change", "change_low", "change_high", "n_paired", "p", "p_holm", "holds"),
     *("perplexity", "highest_perplexity", "distinct_2", "lowest_distinct_2", "n_empty", "falls_apart"),
@@ -203,6 +205,8 @@ def _label_x(ax: "Axes", points: Sequence[AnswerPoint]) -> None:
     layers = [point.settings.layer for point in points]
     if len(set(layers)) <= _MOST_LAYERS:
         multiplier_axis(ax, [point.settings.multiplier for point in points])
+        if points[0].settings.knob == "strength":
+            ax.set_xlabel("strength (share of the layer's residual norm)")
     else:
         layer_axis(ax, layers)
 
