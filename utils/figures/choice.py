@@ -81,6 +81,6 @@ def choice_line(choice: Choice) -> str:
     return (
         f"{choice.behavior}: layer {best.layer}, strength {best.strength:.3f} (multiplier {choice.multiplier:.2f}), "
         f"KL {best.kl_95:.2f}; held-out effect, + minus -: {test.effect:+.3f} [{test.low:+.3f}, {test.high:+.3f}] nats "
-        f"per token (p {test.p_value:.4f}, n {test.n}; {test.at_minus:+.3f} at -, {test.at_plus:+.3f} at +; "
+        f"per token (p {test.p_value:.2g}, n {test.n}; {test.at_minus:+.3f} at -, {test.at_plus:+.3f} at +; "
         f"{100 * test.moved_right:.0f}% of items the right way); linear {linear}"
     )
