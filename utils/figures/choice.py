@@ -22,6 +22,7 @@ def plot_choice(choice: Choice, request: ChoiceRequest) -> None:
 
 def _draw(choice: Choice, request: ChoiceRequest) -> "Figure":
     import matplotlib as mpl
+    import matplotlib.ticker
 
     figure, ax = new_figure(height=3.0)
     layers = sorted({one.layer for one in choice.by_layer})
@@ -44,7 +45,10 @@ def _draw(choice: Choice, request: ChoiceRequest) -> "Figure":
     ax.axvline(request.kl, color="0.5", linestyle=":", linewidth=0.8)
     ax.axhline(0, color="0.7", linewidth=0.6)
     ax.set_xscale("log")
-    ax.set_xlabel("KL to the unsteered model, 95th percentile over tokens (nats)")
+    ax.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    ax.xaxis.set_major_formatter("{x:g}")  # the style leaves mathematical text alone
+    ax.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+    ax.set_xlabel("KL to the unsteered model,\n95th percentile over tokens (nats)")
     ax.set_ylabel(EFFECT_LABEL)
     norm = mpl.colors.Normalize(min(layers), max(max(layers), min(layers) + 1))
     figure.colorbar(mpl.cm.ScalarMappable(norm, mpl.colormaps["viridis"]), ax=ax, label="layer")
@@ -52,7 +56,7 @@ def _draw(choice: Choice, request: ChoiceRequest) -> "Figure":
     set_title(
         figure,
         f"{label}, {request.choice.label}",
-        f"{choice.n_validation} validation items; dotted: the budget of {request.kl:g} nats",
+        f"{choice.n_validation} validation items; dotted: the budget, {request.kl:g} nat",
     )
     return figure
 
