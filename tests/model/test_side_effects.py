@@ -55,7 +55,7 @@ def test_norms_that_are_not_numbers_give_no_strength() -> None:
     wrapper = build_wrapper()
     with torch.no_grad():
         wrapper.model.get_input_embeddings().weight.fill_(torch.nan)
-    with pytest.raises(UserError, match="the residual norm of layer 0 is nan in torch.float32"):
+    with pytest.raises(UserError, match=r"the residual norm of layer 0 is nan in torch\.float32"):
         residual_norms(wrapper, [wrapper.chat_format.encode("Why?")])
 
 
