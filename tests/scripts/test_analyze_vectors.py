@@ -24,8 +24,8 @@ from utils.figures.vector_sets import (
 from utils.figures.vectors import behaviors_sheet, layers_sheet, norms_figure, pairs_figure
 from utils.files.writing import save_tensor
 from utils.paths import DataPaths
-from utils.vectors.analysis import cosine_matrices
 from utils.vectors.files import load_vector_table
+from utils.vectors.similarity import cosine_matrices
 
 CHAT, BASE = "Llama-2-tiny-chat-hf", "Llama-2-tiny-hf"
 SEVEN_B = "Llama-2-7b-chat-hf"
@@ -70,9 +70,10 @@ def root(analyzed: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def drawing_is_stubbed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the tables are written."""
-    from utils.figures import style as plotting
+    from utils.figures import vector_run
+    from utils.figures.style import save_table
 
-    monkeypatch.setattr(plotting, "save_figure", lambda _figure, stem, table: [plotting.save_table(stem, table)])
+    monkeypatch.setattr(vector_run, "save_figure", lambda _figure, stem, table: [save_table(stem, table)])
 
 
 def table(root: Path, *parts: str) -> list[dict[str, str]]:

@@ -11,15 +11,16 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from plot_activations import is_current, main
+from plot_activations import main
 from tests.reference import reference_path
 from tests.roots import error_lines, put_json, snapshot
 from utils.data.records import ContrastPair
+from utils.evaluation.separation import LayerActivations, look_at_layer
+from utils.figures.activation_plans import is_current
 from utils.figures.activations import Drawn, letter_marker, plot_layer, plot_sheet
 from utils.figures.style import read_table
 from utils.files.writing import save_tensor
 from utils.paths import DataPaths
-from utils.vectors.analysis import LayerActivations, look_at_layer
 
 MODEL = "Llama-2-tiny-chat-hf"
 BEHAVIOR = "sycophancy"

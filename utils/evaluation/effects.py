@@ -62,7 +62,7 @@ class Point:
 
 @dataclass
 class Missing:
-    """Results that were looked for in vain, to be named with the command that makes them."""
+    """Results that were not found, to be named with the command that makes them."""
 
     choice: ModelChoice
     wanted: set[SteeringSettings] = field(default_factory=set)
@@ -118,6 +118,9 @@ def evaluation_command(
             words += [f"--{key}", str(value)]
     if like.steer_positions != "end_of_prompt":
         words += ["--steer_positions", like.steer_positions]
+    if like.temperature:
+        words += ["--temperature", f"{like.temperature:g}", "--num_samples", str(like.num_samples)]
+        words += ["--seed", str(like.seed)]
     if (weights := like.override_model_weights_path) is not None:
         if weights.startswith(WEIGHTS_FOLDER_IN_NAME):
             weights = "finetuned_models/" + weights.removeprefix(WEIGHTS_FOLDER_IN_NAME)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.behaviors import get_behavior
 from utils.data.records import ContrastPair
-from utils.figures.effects import meaning_note
+from utils.evaluation.separation import LayerActivations, Separation
+from utils.evaluation.words import behavior_label, meaning_note
 from utils.figures.style import (
     BLUE,
     PAGE_WIDTH,
@@ -22,7 +22,6 @@ from utils.figures.style import (
     save_figure,
     set_title,
 )
-from utils.vectors.analysis import LayerActivations, Separation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +60,7 @@ class Drawn:
         return [pair.matching_letter for pair in self.pairs] + [pair.other_letter for pair in self.pairs]
 
     def title(self, where: str) -> str:
-        return f"{get_behavior(self.behavior).label}, {where}, {self.model_label} (PCA)"
+        return f"{behavior_label(self.behavior)}, {where}, {self.model_label} (PCA)"
 
 
 def plot_layer(stem: Path, drawn: Drawn, view: LayerActivations) -> list[Path]:

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.behaviors import get_behavior
+from utils.evaluation.words import against_the_name, behavior_label, meaning_note
 from utils.figures import vectors as figures
-from utils.figures.effects import against_the_name, meaning_note
 from utils.figures.style import Table
 from utils.paths import DataPaths
-from utils.vectors.analysis import FloatArray, cosine_matrices, norms, paired_cosines
 from utils.vectors.files import VectorTable
+from utils.vectors.similarity import FloatArray, cosine_matrices, norms, paired_cosines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,7 +44,7 @@ def plan_layer_similarities(
             continue
         layers = [vectors.layers[index] for index in there]
         of_behavior = matrix[np.ix_(there, there)]
-        title = f"{get_behavior(behavior).label}, {vectors.label}: {what}"
+        title = f"{behavior_label(behavior)}, {vectors.label}: {what}"
         yield PlannedFigure(
             paths.analysis(behavior, f"cosine_between_layers_{behavior_scope}{vectors.label}"),
             figures.layers_table(of_behavior[None], [behavior], layers, title),
@@ -67,7 +66,7 @@ def plan_behavior_similarities(paths: DataPaths, scope: str, vectors: VectorTabl
     matrices = cosine_matrices(vectors.values.swapaxes(0, 1))  # [n_layers, n_behaviors, n_behaviors]
     title = f"{vectors.label}: cosine similarity between behaviors"
     shown = (matrices, vectors.behaviors, vectors.layers)
-    note = against_the_name(vectors.behaviors, "ab") or ""
+    note = against_the_name(vectors.behaviors, "ab")
     yield PlannedFigure(
         paths.analysis(f"cosine_between_behaviors_{scope}{vectors.label}"),
         figures.behaviors_table(*shown, title),

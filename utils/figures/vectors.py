@@ -10,21 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.behaviors import get_behavior
 from utils.evaluation.metrics import Estimate
+from utils.evaluation.words import behavior_label
+from utils.figures.lines import draw_line, layer_axis, legend_below
 from utils.figures.results import behavior_style
-from utils.figures.style import (
-    COLUMN_WIDTH,
-    PAGE_WIDTH,
-    Table,
-    draw_line,
-    layer_axis,
-    legend_below,
-    new_figure,
-    panel_grid,
-    set_title,
-)
-from utils.vectors.analysis import FloatArray
+from utils.figures.style import COLUMN_WIDTH, PAGE_WIDTH, Table, new_figure, panel_grid, set_title
+from utils.vectors.similarity import FloatArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +52,7 @@ def layers_sheet(
     for ax, behavior, matrix in zip(axes, behaviors, matrices, strict=False):
         _heatmap(ax, matrix)
         _layer_ticks(ax, layers, most=6)
-        ax.set_title(get_behavior(behavior).label, fontsize=7, pad=3)
+        ax.set_title(behavior_label(behavior), fontsize=7, pad=3)
     _finish_panels(figure, axes, len(behaviors), title, note, "axes: layer (0-based decoder block)", _gaps(matrices))
     return figure
 
@@ -73,7 +64,7 @@ def behaviors_sheet(
     n_panels = len(layers)
     n_rows, n_columns = panel_grid(n_panels)
     figure, axes = _panels(n_panels)
-    labels = [get_behavior(behavior).label for behavior in behaviors]
+    labels = [behavior_label(behavior) for behavior in behaviors]
     places = range(len(behaviors))
     for index, (ax, layer, matrix) in enumerate(zip(axes, layers, matrices, strict=False)):
         _heatmap(ax, matrix)
@@ -94,7 +85,7 @@ def pairs_figure(
     """Similarity of every two behaviors over the layers, from [n_layers, n_behaviors, n_behaviors]."""
     pairs = list(itertools.combinations(range(len(behaviors)), 2))
     rows = np.array([cosines[:, first, second] for first, second in pairs])  # [n_pairs, n_layers]
-    labels = [" / ".join(get_behavior(behaviors[index]).label for index in pair) for pair in pairs]
+    labels = [" / ".join(behavior_label(behaviors[index]) for index in pair) for pair in pairs]
     figure, ax = new_figure(PAGE_WIDTH, 1.1 + 0.16 * len(pairs))
     _heatmap(ax, rows, square=False)
     ax.set_xticks(*_ticks(layers, 20))
@@ -220,7 +211,7 @@ def norms_figure(
 def _lines(ax: "Axes", values: FloatArray, behaviors: Sequence[str], layers: Sequence[int]) -> None:
     for behavior, row in zip(behaviors, values, strict=True):
         points = [Estimate(float(value), np.nan, np.nan, 1, 1) for value in row]
-        draw_line(ax, layers, points, get_behavior(behavior).label, behavior_style(behavior))
+        draw_line(ax, layers, points, behavior_label(behavior), behavior_style(behavior))
     layer_axis(ax, layers)
 
 

@@ -11,16 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from utils.figures.style import (
-    LAYER_LABEL,
-    PAGE_WIDTH,
-    VERMILLION,
-    Table,
-    figure_style,
-    multiplier_styles,
-    new_figure,
-    set_title,
-)
+from utils.figures.lines import LAYER_LABEL, multiplier_styles
+from utils.figures.style import PAGE_WIDTH, VERMILLION, Table, figure_style, new_figure, set_title
 from utils.inside.readings import PLACE_LABELS, IntermediateDecoding, Place, TokenProjections, VectorDecoding
 from utils.inside.token_texts import escaped, visible_text
 
