@@ -2,29 +2,11 @@
 
 from collections.abc import Iterable
 
-import numpy as np
 import pytest
 
-from utils.evaluation.effects import Condition, Point
+from tests.points import make_point, make_points
+from utils.evaluation.effects import Point
 from utils.evaluation.headline import BehaviorHeadline, Headline, build_headline, headline_ends, headline_lines
-from utils.evaluation.metrics import Estimate
-from utils.evaluation.results import ItemValues
-from utils.settings import SteeringSettings
-
-CONDITION = Condition("no system prompt", SteeringSettings(0, 0.0, "refusal", "ab", model_size="7b"))
-NOTHING = Estimate(np.nan, np.nan, np.nan, 0, 4)
-
-
-def point(layer: int, multiplier: float, mean: float = 0.0) -> Point:
-    chances = np.array([0.2, 0.4, 0.6, 0.8])
-    items = ItemValues(tuple("abcd"), chances, chances, 1 - chances, tuple("ABAB"), tuple("BABA"))
-    change = Estimate(mean - 0.5, mean - 0.6, mean - 0.4, 4, 4) if multiplier else NOTHING
-    return Point(CONDITION, layer, multiplier, items, Estimate(mean, mean - 0.1, mean + 0.1, 4, 4), change, 0.5, 1.0)
-
-
-def points(*places: tuple[int, Iterable[float]]) -> list[Point]:
-    """The mean grows with layer and multiplier."""
-    return [point(layer, m, 0.5 + layer * m * 0.01) for layer, multipliers in places for m in multipliers]
 
 
 def headline(found: list[Point]) -> BehaviorHeadline:
@@ -50,37 +32,37 @@ def shown(found: Iterable[Point]) -> list[tuple[int, float]]:
 def test_the_ends_are_one_either_side_of_0_or_else_the_closest_pair_or_else_the_outermost(
     multipliers: list[float], ends: tuple[float, float]
 ) -> None:
-    assert headline_ends(points((3, multipliers))) == ends
+    assert headline_ends(make_points((3, multipliers))) == ends
 
 
 def test_a_pair_whose_halves_lie_at_different_layers_is_none() -> None:
-    assert headline_ends(points((3, [-2, 1, 2]), (4, [-1]))) == (-2, 2)
+    assert headline_ends(make_points((3, [-2, 1, 2]), (4, [-1]))) == (-2, 2)
 
 
 def test_the_layer_is_that_of_the_largest_difference_between_the_ends() -> None:
-    one = headline(points(*((layer, [-2.0, -1.0, 0.0, 2.0]) for layer in (1, 5, 2))))
+    one = headline(make_points(*((layer, [-2.0, -1.0, 0.0, 2.0]) for layer in (1, 5, 2))))
     assert shown(one.chosen) == [(5, -2), (5, 0), (5, 2)]
     assert (one.layer, one.n_layers, one.choice) == (5, 3, "of 3: where 2 and -2 differ most")
 
 
 def test_after_a_probe_with_strong_multipliers_the_sweep_is_still_there_and_so_is_the_probe() -> None:
-    sweep = points(*((layer, [-1.0, 0.0, 1.0]) for layer in range(1, 10)))
-    one = headline([*sweep, *points((4, [-40.0, 40.0]))])
+    sweep = make_points(*((layer, [-1.0, 0.0, 1.0]) for layer in range(1, 10)))
+    one = headline([*sweep, *make_points((4, [-40.0, 40.0]))])
     assert shown(one.chosen) == [(9, -1), (9, 0), (9, 1)]
     assert shown(one.others) == [(4, -40), (4, 40)]
-    at_the_best_layer = headline([*sweep, *points((9, [-40.0, 40.0]))])
+    at_the_best_layer = headline([*sweep, *make_points((9, [-40.0, 40.0]))])
     assert shown(at_the_best_layer.points) == [(9, -40), (9, -1), (9, 0), (9, 1), (9, 40)]
     assert shown(at_the_best_layer.chosen) == [(9, -1), (9, 0), (9, 1)]
 
 
 def test_a_multiplier_of_other_layers_only_is_shown_where_it_moves_the_mean_furthest_its_way() -> None:
-    sweep = points((5, [-1.0, 0.0, 1.0]), (9, [-1.0, 0.0, 1.0]))
-    probes = [point(2, 40.0, 0.6), point(5, 40.0, 0.9), point(2, -40.0, 0.3), point(5, -40.0, 0.4)]
+    sweep = make_points((5, [-1.0, 0.0, 1.0]), (9, [-1.0, 0.0, 1.0]))
+    probes = [make_point(2, 40.0, 0.6), make_point(5, 40.0, 0.9), make_point(2, -40.0, 0.3), make_point(5, -40.0, 0.4)]
     assert shown(headline([*sweep, *probes]).others) == [(2, -40), (5, 40)]
 
 
 def test_the_terminal_shows_every_multiplier_and_says_how_the_layer_was_chosen() -> None:
-    found = [*points((3, [-1.0, 0.0, 1.0]), (9, [-1.0, 0.0, 1.0])), *points((9, [40.0]), (3, [-40.0]))]
+    found = [*make_points((3, [-1.0, 0.0, 1.0]), (9, [-1.0, 0.0, 1.0])), *make_points((9, [40.0]), (3, [-40.0]))]
     lines = headline_lines(build_headline("m", "ab", "", {"refusal": found}, seed=0))
     assert lines[0].startswith("m, ab: p(answer matching behavior)")
     assert lines[1].startswith("  Refusal, layer 9 (of 2: where 1 and -1 differ most), n=4 of 4: -1: 0.410 [")
@@ -90,12 +72,14 @@ def test_the_terminal_shows_every_multiplier_and_says_how_the_layer_was_chosen()
 
 
 def test_where_there_is_one_layer_nothing_was_chosen() -> None:
-    whole: Headline = build_headline("m", "ab", "temperature 1", {"refusal": points((3, [-1.0, 0.0, 1.0]))}, seed=0)
+    whole: Headline = build_headline(
+        "m", "ab", "temperature 1", {"refusal": make_points((3, [-1.0, 0.0, 1.0]))}, seed=0
+    )
     assert whole.notes == [] and whole.behaviors[0].choice == ""
     assert headline_lines(whole)[0].startswith("m, ab, temperature 1: ")
 
 
 def test_steerability_is_that_between_the_ends() -> None:
-    with_probe = headline(points((3, [-40.0, -1.0, 0.0, 1.0, 40.0])))
-    without = headline(points((3, [-1.0, 0.0, 1.0])))
+    with_probe = headline(make_points((3, [-40.0, -1.0, 0.0, 1.0, 40.0])))
+    without = headline(make_points((3, [-1.0, 0.0, 1.0])))
     assert with_probe.steerability == without.steerability is not None

@@ -154,6 +154,14 @@ def test_no_activations_at_all_is_one_error_that_names_the_command(
     assert not (tmp_path / "analysis").exists()
 
 
+def test_without_activations_of_the_model_those_that_there_are_are_named_with_their_flag(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--root", str(root), "--behaviors", BEHAVIOR]) == 2
+    (line,) = error_lines(capsys.readouterr().err)
+    assert f"there are activations of other models, to plot them add --model {MODEL}; run: " in line
+
+
 def test_behaviors_without_activations_are_named_and_left_out(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--root", str(root), "--model", MODEL]) == 0
     warning = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("no activations"))

@@ -14,7 +14,7 @@ from utils.figures.requests import ActivationsRequest, FigureCounts
 from utils.figures.style import log_written, read_table, with_suffix
 from utils.files.provenance import read_provenance
 from utils.files.reading import load_activations, sha256_of
-from utils.vectors.files import find_activations, generate_command, layer_ranges
+from utils.vectors.files import activation_labels, choice_of_label, find_activations, generate_command, layer_ranges
 from utils.vectors.similarity import FloatArray
 
 log = logging.getLogger(__name__)
@@ -66,11 +66,18 @@ def find_available(request: ActivationsRequest) -> dict[str, list[int]]:
         command = generate_command(without, sorted(set(request.layers)), request.choice, activations=True)
         where = f" at layers {layer_ranges(request.layers)}" if request.layers else ""
         folder = request.paths.root / "activations"
-        message = f"no activations of {label}{where} for {', '.join(without)} in {folder}; run: {command}"
+        message = f"no activations of {label}{where} for {', '.join(without)} in {folder}"
         if not available:
-            raise UserError(message)
-        log.warning("%s", message)
+            raise UserError(f"{message}{_other_models(request)}; run: {command}")
+        log.warning("%s; run: %s", message, command)
     return available
+
+
+def _other_models(request: ActivationsRequest) -> str:
+    """The other models that have activations, by the flags that plot them; empty where there are none."""
+    labels = set().union(*(activation_labels(request.paths, behavior) for behavior in request.behaviors))
+    flags = [choice_of_label(label).command_flags for label in sorted(labels - {request.choice.label})]
+    return f"; there are activations of other models, to plot them add {' or '.join(flags)}" if flags else ""
 
 
 # --- what is to be made ----------------------------------------------------------------------------

@@ -33,7 +33,8 @@ def _found_of_model(request: PlotRequest) -> list[str]:
     for at, is_scored in _all_results(request.paths):
         if _model(at) == _model_asked_for(request):
             behaviors.setdefault(_kind(at, is_scored), set()).add(at.behavior)
-    return [f"it has {kind} of {' '.join(sorted(behaviors[kind]))}" for kind in sorted(behaviors)]
+    parts = [f"{kind} ({' '.join(sorted(behaviors[kind]))})" for kind in sorted(behaviors)]
+    return [f"it has: {', '.join(parts)}"] if parts else []
 
 
 def _found_of_others(request: PlotRequest) -> list[str]:
@@ -46,7 +47,8 @@ def _found_of_others(request: PlotRequest) -> list[str]:
         return []
     named = [f"{flags} ({', '.join(sorted(kinds[flags]))})" for flags in sorted(kinds)]
     more = [f"{len(named) - _MOST_MODELS} more"] if len(named) > _MOST_MODELS else []
-    return [f"there are results of other models, plotted with {' or '.join([*named[:_MOST_MODELS], *more])}"]
+    others = "another model" if len(named) == 1 else "other models"
+    return [f"there are results of {others}, to plot them add {' or '.join([*named[:_MOST_MODELS], *more])}"]
 
 
 def how_to_make(request: PlotRequest) -> str:
