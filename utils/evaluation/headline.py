@@ -10,9 +10,9 @@ from utils.evaluation.words import INTERVAL, VALUE_LABELS, behavior_label, inter
 from utils.settings import ResultType
 
 CHOICE_NOTE = (
-    "Where there are several layers, a behavior's is the one with the largest difference between the two multipliers "
-    "named, on these very items, so its effect is an optimistic estimate. The two are 1 and -1 where there are results "
-    "at both, else the smallest pair on either side of 0, else the lowest and the highest."
+    "A behavior's layer is the one with the largest difference between two multipliers on these very items, so its "
+    "effect is an optimistic estimate. The two are 1 and -1 where there are results at both, else the pair closest to "
+    "0 on either side, else the lowest and the highest."
 )
 ELSEWHERE_NOTE = (
     "A multiplier without results at that layer is shown at the layer where it moves the mean furthest its way."
@@ -67,6 +67,7 @@ class Headline:
 
     @property
     def notes(self) -> list[str]:
+        """On how the layers were chosen, where there was a choice."""
         notes = [CHOICE_NOTE] if any(one.choice for one in self.behaviors) else []
         elsewhere = any(point.layer != one.layer for one in self.behaviors for point in one.points)
         return [*notes, ELSEWHERE_NOTE] if elsewhere else notes

@@ -4,9 +4,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from utils.data.records import ContrastPair
 from utils.evaluation.separation import LayerActivations, Separation
@@ -22,10 +24,6 @@ from utils.figures.style import (
     save_figure,
     set_title,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 SIDES = ("matching", "not matching")
 _SIDE_COLORS = (BLUE, VERMILLION)
@@ -100,7 +98,7 @@ def plot_sheet(stem: Path, drawn: Drawn, views: Sequence[LayerActivations]) -> l
         return save_figure(figure, stem, sheet_table(views))
 
 
-def _label_panel(ax: "Axes", view: LayerActivations) -> None:
+def _label_panel(ax: Axes, view: LayerActivations) -> None:
     ax.set_title(f"layer {view.layer}: {_auc(view.separation)}", fontsize=6, pad=2)
     ax.set_xlabel(f"PC 1: {_percent(view.projection.explained[0])}", fontsize=5, labelpad=1)
     ax.set_ylabel(f"PC 2: {_percent(view.projection.explained[1])}", fontsize=5, labelpad=1)
@@ -108,7 +106,7 @@ def _label_panel(ax: "Axes", view: LayerActivations) -> None:
     ax.set_yticks([])
 
 
-def _scatter(ax: "Axes", drawn: Drawn, view: LayerActivations, size: float, rasterized: bool = False) -> None:
+def _scatter(ax: Axes, drawn: Drawn, view: LayerActivations, size: float, rasterized: bool = False) -> None:
     """Draw the points, rare letters last; sides mixed, so that neither covers the other."""
     letters = np.array(drawn.letters)
     size *= 1 if len(letters) <= _MANY_POINTS else 0.5
@@ -136,9 +134,8 @@ def letter_marker(letter: str) -> str:
     return _LETTER_MARKERS.get(letter, f"${letter}$")
 
 
-def _legend(figure: "Figure", drawn: Drawn) -> None:
+def _legend(figure: Figure, drawn: Drawn) -> None:
     """Both sides, and every letter with the number of its points."""
-    from matplotlib.lines import Line2D
 
     def entry(label: str, color: str, marker: str) -> Line2D:
         return Line2D([], [], linestyle="none", color=color, marker=marker, markersize=4, label=label)

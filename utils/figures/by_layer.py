@@ -4,7 +4,8 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from matplotlib.axes import Axes
 
 from utils.evaluation.effects import Point
 from utils.evaluation.words import HOLDS, INTERVAL, VALUE_LABELS, count_note
@@ -22,9 +23,6 @@ from utils.figures.lines import (
 from utils.figures.style import PAGE_WIDTH, figure_style, new_figure, panel_grid, save_figure, set_title
 from utils.figures.tables import effects_table
 from utils.settings import ResultType
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 CHANGE_LABEL = "change from multiplier 0"
 _LAYERS_WITH_ERROR_BARS = 8
@@ -123,7 +121,7 @@ def _what_is_shown(points: Sequence[Point], changes: bool) -> str:
     return f"change with {INTERVAL}, {count}; thin: level"
 
 
-def _draw_changes(ax: "Axes", panel: Panel, layers: Sequence[int]) -> None:
+def _draw_changes(ax: Axes, panel: Panel, layers: Sequence[int]) -> None:
     for place, one in enumerate(panel.series):
         xs, filled = [point.layer for point in one.points], [point.holds for point in one.points]
         shift = _shift(place, len(panel.series), layers)

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from matplotlib.axes import Axes
 
 from utils.evaluation.effects import Point
 from utils.evaluation.words import INTERVAL, VALUE_LABELS, count_note
@@ -20,9 +21,6 @@ from utils.figures.lines import (
 from utils.figures.style import PAGE_WIDTH, figure_style, new_figure, panel_grid, save_figure, set_title
 from utils.figures.tables import effects_table
 from utils.settings import ResultType
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -76,6 +74,6 @@ def plot_behaviors(
         return save_figure(figure, stem, effects_table(points, note))
 
 
-def _draw(ax: "Axes", one: Series, shift: float) -> None:
+def _draw(ax: Axes, one: Series, shift: float) -> None:
     xs = [point.multiplier for point in one.points]
     draw_line(ax, xs, [point.mean for point in one.points], one.label, one.style, shift=shift)

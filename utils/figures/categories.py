@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil, nan
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from utils.evaluation.effects import Point
 from utils.evaluation.metrics import Estimate, FloatArray, mean_estimates
@@ -14,9 +14,6 @@ from utils.evaluation.words import EFFECT_NOTES, INTERVAL, VALUE_LABELS
 from utils.figures.lines import LineStyle, draw_row_items, draw_row_marks, legend_below, multiplier_styles
 from utils.figures.style import COLUMN_WIDTH, PAGE_WIDTH, Table, figure_style, new_figure, save_figure, set_title
 from utils.figures.tables import bounds
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 LEAST_FOR_INTERVAL = 5
 """Items; an interval over fewer would pretend to know more than they say."""
@@ -72,7 +69,7 @@ def plot_categories(stem: Path, title: str, points: Sequence[Point], seed: int) 
 
 
 def _draw_rows(
-    ax: "Axes",
+    ax: Axes,
     categories: Sequence[str],
     measured: Sequence[tuple[CategoryMeans, slice]],
     styles: dict[float, LineStyle],

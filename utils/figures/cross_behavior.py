@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from matplotlib import colormaps
 
 from utils.evaluation.metrics import Estimate, mean_estimates
 from utils.evaluation.results import ItemValues, align
@@ -134,8 +135,6 @@ def matrix_table(matrix: CrossMatrix) -> Table:
 
 def draw_matrix(results: ResultSet, matrix: CrossMatrix) -> int:
     """Orange: more of the matching answer than before, purple: less; white is 0, grey is missing."""
-    from matplotlib import colormaps
-
     n_rows, n_columns = len(matrix.sources), len(matrix.targets)
     values = np.full((n_rows, n_columns), np.nan)
     for (source, target), change in matrix.cells.items():

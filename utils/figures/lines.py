@@ -3,19 +3,19 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.transforms import ScaledTranslation, Transform
+from numpy.typing import NDArray
+
+from utils.evaluation.metrics import Estimate, FloatArray
 from utils.evaluation.words import VALUE_LABELS
 from utils.figures.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
 from utils.settings import ResultType
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.transforms import Transform
-    from numpy.typing import NDArray
-
-    from utils.evaluation.metrics import Estimate, FloatArray
 
 PALETTE = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, BLACK)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -43,8 +43,6 @@ def nth_style(index: int) -> LineStyle:
 
 def multiplier_styles(multipliers: Iterable[float]) -> dict[float, LineStyle]:
     """A style for each multiplier: vermillion below 0, black at 0, blue above, paler towards 0."""
-    from matplotlib.colors import to_hex, to_rgb
-
     wanted = sorted(set(multipliers))
     furthest = max((abs(value) for value in wanted), default=0.0)
     styles = {}
@@ -58,9 +56,9 @@ def multiplier_styles(multipliers: Iterable[float]) -> dict[float, LineStyle]:
 
 
 def draw_line(
-    ax: "Axes",
+    ax: Axes,
     xs: Sequence[float],
-    estimates: "Sequence[Estimate]",
+    estimates: Sequence[Estimate],
     label: str,
     style: LineStyle,
     filled: Sequence[bool] | None = None,
@@ -112,16 +110,14 @@ def draw_line(
     ax.autoscale_view()
 
 
-def _moved(ax: "Axes", points: float) -> "Transform":
-    from matplotlib.transforms import ScaledTranslation
-
+def _moved(ax: Axes, points: float) -> Transform:
     figure = ax.get_figure(root=True)
     assert figure is not None
     return ax.transData + ScaledTranslation(points / 72, 0, figure.dpi_scale_trans)
 
 
 def _draw_error_bars(
-    ax: "Axes", at: Sequence[float], lows: Sequence[float], highs: Sequence[float], color: str, moved: Any
+    ax: Axes, at: Sequence[float], lows: Sequence[float], highs: Sequence[float], color: str, moved: Any
 ) -> None:
     gap = math.nan
     xs = [x for place in at for x in (place, place, gap)]
@@ -129,7 +125,7 @@ def _draw_error_bars(
     ax.plot(xs, ys, color=color, linewidth=0.8, marker="_", markersize=3, markeredgewidth=0.8, zorder=3, **moved)
 
 
-def draw_level(ax: "Axes", xs: Sequence[float], estimates: "Sequence[Estimate]", label: str, style: LineStyle) -> None:
+def draw_level(ax: Axes, xs: Sequence[float], estimates: Sequence[Estimate], label: str, style: LineStyle) -> None:
     """A thin line through the values, without intervals: a reference beside what is shown. In the legend as others."""
     kept = [index for index, estimate in enumerate(estimates) if estimate.exists]
     values = [estimates[index].value for index in kept]
@@ -137,7 +133,7 @@ def draw_level(ax: "Axes", xs: Sequence[float], estimates: "Sequence[Estimate]",
     ax.plot([], [], color=style.color, linestyle=style.dashes, marker=style.marker, label=label)
 
 
-def draw_row_marks(ax: "Axes", estimates: "Sequence[Estimate]", shift: float, label: str, style: LineStyle) -> None:
+def draw_row_marks(ax: Axes, estimates: Sequence[Estimate], shift: float, label: str, style: LineStyle) -> None:
     """Draw one series over rows 0, 1, ...: a mark with a horizontal interval, where there is one, in each row."""
     kept = [(row, estimate) for row, estimate in enumerate(estimates) if estimate.exists]
     for row, estimate in kept:
@@ -155,7 +151,7 @@ def draw_row_marks(ax: "Axes", estimates: "Sequence[Estimate]", shift: float, la
     )
 
 
-def draw_row_items(ax: "Axes", items: "Sequence[FloatArray]", shift: float, style: LineStyle) -> None:
+def draw_row_items(ax: Axes, items: Sequence[FloatArray], shift: float, style: LineStyle) -> None:
     """The values of single items as small dots over rows 0, 1, ..."""
     ax.plot(
         [float(value) for values in items for value in values],
@@ -182,10 +178,8 @@ def dashed(style: LineStyle) -> LineStyle:
 # --- axes ------------------------------------------------------------------------------------------
 
 
-def layer_axis(ax: "Axes", layers: Sequence[int]) -> None:
+def layer_axis(ax: Axes, layers: Sequence[int]) -> None:
     """Label the x axis for layers, with no more ticks than fit."""
-    from matplotlib.ticker import MaxNLocator
-
     ax.set_xlabel(LAYER_LABEL)
     if len(set(layers)) <= 8:
         ax.set_xticks(sorted(set(layers)))
@@ -195,14 +189,12 @@ def layer_axis(ax: "Axes", layers: Sequence[int]) -> None:
     ax.set_xlim(min(layers) - margin, max(layers) + margin)
 
 
-def multiplier_axis(ax: "Axes", multipliers: Sequence[float]) -> None:
+def multiplier_axis(ax: Axes, multipliers: Sequence[float]) -> None:
     """Label the x axis for multipliers, with a tick at each where they fit; logarithmic where they range widely."""
     wanted = sorted(set(multipliers))
     ax.set_xlabel(multiplier_label(wanted))
     smallest = _smallest_of_wide_range(wanted)
     if smallest:
-        from matplotlib.ticker import NullLocator
-
         ax.set_xscale("symlog", linthresh=smallest)
         ax.xaxis.set_minor_locator(NullLocator())
     if len(wanted) <= 11:
@@ -223,7 +215,7 @@ def _smallest_of_wide_range(multipliers: Sequence[float]) -> float:
     return min(sizes) if sizes and max(sizes) > _WIDE_RANGE * min(sizes) else 0.0
 
 
-def value_axis(ax: "Axes", result_type: ResultType) -> None:
+def value_axis(ax: Axes, result_type: ResultType) -> None:
     """Label the y axis for results, within the range that they can have."""
     ax.set_ylabel(VALUE_LABELS[result_type])
     ax.ticklabel_format(axis="y", useOffset=False)
@@ -237,7 +229,7 @@ def dodge(index: int, n_series: int) -> float:
     return (index - (n_series - 1) / 2) * _DODGE
 
 
-def hide_beyond(axes: "NDArray[Any]", n_panels: int) -> None:
+def hide_beyond(axes: NDArray[Any], n_panels: int) -> None:
     """Take away the panels of a grid behind the first `n_panels`; those above show the ticks of the axis they end."""
     n_columns = axes.shape[1]
     for index in range(n_panels, axes.size):
@@ -246,7 +238,7 @@ def hide_beyond(axes: "NDArray[Any]", n_panels: int) -> None:
             axes.flat[index - n_columns].tick_params(labelbottom=True)
 
 
-def legend_below(figure: "Figure", ax: "Axes", title: str | None = None) -> None:
+def legend_below(figure: Figure, ax: Axes, title: str | None = None) -> None:
     """A legend under the axes, where it covers no data, in as many columns as the figure is wide."""
     handles, labels = ax.get_legend_handles_labels()
     for n_columns in range(min(_MOST_COLUMNS, len(labels)), 0, -1):

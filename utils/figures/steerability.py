@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from utils.evaluation.effects import LayerSteerability
 from utils.evaluation.words import INTERVAL, against_the_name, behavior_label, count_note, meaning_note
@@ -10,10 +12,6 @@ from utils.figures.lines import LAYER_LABEL, LineStyle, draw_line, layer_axis
 from utils.figures.style import figure_style, new_figure, save_figure, set_title
 from utils.figures.tables import steerability_table
 from utils.settings import ResultType
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from numpy.typing import NDArray
 
 
 def plot_steerability(
@@ -43,8 +41,8 @@ def plot_steerability(
 
 
 def _label_steerability(
-    figure: "Figure",
-    axes: "NDArray",
+    figure: Figure,
+    axes: NDArray,
     title: str,
     of_behaviors: Mapping[str, Sequence[LayerSteerability]],
     result_type: ResultType,

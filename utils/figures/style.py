@@ -12,13 +12,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from utils.figures.kept import keep_if_wanted
 from utils.files.writing import write_bytes, write_text
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 
@@ -68,15 +69,12 @@ _STYLE: Any = {
 @contextmanager
 def figure_style() -> Iterator[None]:
     """Draw and save inside this block."""
-    import matplotlib as mpl
-
     with mpl.rc_context(_STYLE):
         yield
 
 
-def new_figure(width: float = COLUMN_WIDTH, height: float = 2.6, **grid: Any) -> "tuple[Figure, Any]":
+def new_figure(width: float = COLUMN_WIDTH, height: float = 2.6, **grid: Any) -> tuple[Figure, Any]:
     """A figure and its axes (`grid` as for `Figure.subplots`), in inches, laid out without overlaps."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=PNG_DPI, layout="constrained")  # text is wider at low resolution
@@ -129,7 +127,7 @@ def with_suffix(stem: Path, suffix: str) -> Path:
     return stem.with_name(stem.name + suffix)
 
 
-def save_figure(figure: "Figure", stem: Path, table: Table) -> list[Path]:
+def save_figure(figure: Figure, stem: Path, table: Table) -> list[Path]:
     """Write `stem`.png, `stem`.pdf and, with what they show, `stem`.txt; each file is whole or absent."""
     figure.draw_without_rendering()  # lays the axes out once for both formats
     figure.set_layout_engine(None)  # done: saving need not lay out again
@@ -189,7 +187,7 @@ def save_latex_rows(stem: Path, header: Sequence[str], rows: Sequence[Sequence[s
 # --- words in a figure ----------------------------------------------------------------------------
 
 
-def set_title(figure: "Figure", title: str, *notes: str) -> None:
+def set_title(figure: Figure, title: str, *notes: str) -> None:
     """A title from the figure's left edge, wrapped, with a line for each note that is not empty."""
     figure.set_label(title)
     width = int(_TITLE_CHARACTERS * figure.get_figwidth() / COLUMN_WIDTH)

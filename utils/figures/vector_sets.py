@@ -4,9 +4,9 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from utils.evaluation.words import against_the_name, behavior_label, meaning_note
 from utils.figures import vectors as figures
@@ -14,9 +14,6 @@ from utils.figures.style import Table
 from utils.paths import DataPaths
 from utils.vectors.files import VectorTable
 from utils.vectors.similarity import FloatArray, cosine_matrices, norms, paired_cosines
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _CHAT = re.compile(r"-(chat|instruct|it)(?=-|$)", re.IGNORECASE)
 
@@ -28,7 +25,7 @@ class PlannedFigure:
     stem: Path
     """Its path without suffix."""
     table: Table
-    draw: "Callable[[], Figure]"
+    draw: Callable[[], Figure]
     """To be called inside `figure_style()`."""
 
 
@@ -127,5 +124,5 @@ def chat_and_base(labels: Sequence[str]) -> list[tuple[str, str]]:
     return found
 
 
-def _later(draw: "Callable[..., Figure]", *arguments: object) -> "Callable[[], Figure]":
+def _later(draw: Callable[..., Figure], *arguments: object) -> Callable[[], Figure]:
     return lambda: draw(*arguments)

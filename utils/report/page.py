@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from utils.evaluation.effects import ALPHA, Point, evaluation_command
 from utils.evaluation.headline import BehaviorHeadline, Headline, steerability_text
@@ -37,10 +40,6 @@ from utils.report.answers import Answers
 from utils.report.provenance import Provenance, collect_provenance
 from utils.report.requests import ReportRequest
 from utils.report.tokens import TokenView, token_view
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
-    from markupsafe import Markup
 
 log = logging.getLogger(__name__)
 
@@ -162,9 +161,7 @@ def _sampling_parts(results: ResultSet) -> tuple[float, ...]:
 
 
 @cache
-def _environment() -> "Environment":
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+def _environment() -> Environment:
     made = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -185,6 +182,8 @@ def render(page: Page) -> str:
             headlines=[_headline_table(headline) for headline in page.headlines],
             p_heading=P_HEADING,
             holds_heading=HOLDS_HEADING,
+            notes=list(dict.fromkeys(note for headline in page.headlines for note in headline.notes)),
+            has_others=any(one.others for headline in page.headlines for one in headline.behaviors),
             p_note=f"{P_NOTE}; \u25cf holds: p < {ALPHA:g}. Empty: not tested.",
             answer_data=page.answers.page_data() if page.answers.files else None,
         )
@@ -199,7 +198,6 @@ def _headline_table(headline: Headline) -> dict[str, Any]:
         "label": ", ".join(part for part in (TYPE_LABELS[headline.result_type], headline.how) if part),
         "value": VALUE_LABELS[headline.result_type],
         "behaviors": [_behavior_rows(one, headline) for one in headline.behaviors],
-        "notes": headline.notes,
     }
 
 
@@ -232,13 +230,11 @@ def _point_row(point: Point, one: BehaviorHeadline) -> Mapping[str, Any]:
     }
 
 
-def figure_uri(figure: KeptFigure) -> "Markup":
+def figure_uri(figure: KeptFigure) -> Markup:
     """The figure as a data: URI: inside an image neither its ids nor its styles meet those of the page.
 
     What would end an attribute or begin a reference is percent-encoded, so it stands there as it is.
     """
-    from markupsafe import Markup
-
     svg = figure.svg if "'" in figure.svg else figure.svg.replace('"', "'")  # one character for three
     return Markup("data:image/svg+xml," + quote(svg, safe=_PLAIN_IN_URI))
 

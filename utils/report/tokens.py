@@ -10,6 +10,7 @@ from utils.evaluation.words import PLAIN, condition_label
 from utils.figures.requests import PlotRequest
 from utils.figures.result_sets import ResultSet
 from utils.files.reading import read_json
+from utils.inside.token_texts import texts_in_context
 from utils.judge.score_files import Record
 from utils.model.chat_format import ChatFormat, fixed_format, write_prompt
 from utils.model.checkpoints import ModelChoice
@@ -167,8 +168,6 @@ class _TokenWriter:
         self.steer_all = steer_all
 
     def __call__(self, question: _Question) -> tuple[ShownToken, ...]:
-        from utils.inside.token_texts import texts_in_context
-
         ids, start, last = self._encode(question)
         start = 0 if self.steer_all else start
         roles: list[Role] = [
