@@ -26,22 +26,16 @@ from utils.evaluation.answer_metrics import measures_of
 from utils.evaluation.answer_table import answers_text, heading
 from utils.evaluation.metric_files import load_measured
 from utils.evaluation.metric_run import MetricPlan
-from utils.figures.style import (
-    COLUMN_WIDTH,
-    VERMILLION,
+from utils.figures.lines import (
     LineStyle,
-    Table,
     draw_line,
-    figure_style,
     layer_axis,
     legend_below,
     multiplier_axis,
     multiplier_styles,
-    new_figure,
     nth_style,
-    save_figure,
-    set_title,
 )
+from utils.figures.style import COLUMN_WIDTH, VERMILLION, Table, figure_style, new_figure, save_figure, set_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
