@@ -9,10 +9,9 @@ import numpy as np
 
 from utils.data.estimates import Estimate, share_estimate
 from utils.evaluation.answer_metrics import DISTINCT_2, N_WORDS, Measure
+from utils.evaluation.effects import ALPHA
 from utils.evaluation.metrics import FloatArray, holm, mean_estimates, paired_p_values
 from utils.settings import SteeringSettings
-
-ALPHA = 0.05
 
 # Steering that is too strong ends in one of two ways: words that do not belong together, which the unsteered model
 # finds unlikely, or loops, which it finds likely but which repeat themselves. So there is a bound for each.

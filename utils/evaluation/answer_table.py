@@ -7,6 +7,7 @@ from utils.behaviors import Behavior
 from utils.data.estimates import Estimate
 from utils.evaluation.answer_effects import AnswerPoint, MeasuredEffect
 from utils.evaluation.answer_metrics import measures_of
+from utils.evaluation.words import condition_label
 
 _HEAD_OF_MEASURE = ("mean [95% interval]", "change from 0", "p", "p (Holm)")
 _HEAD_OF_FLUENCY = ("perplexity", "distinct-2", "words", "text")
@@ -15,7 +16,7 @@ _HEAD_OF_FLUENCY = ("perplexity", "distinct-2", "words", "text")
 def heading(about: Behavior, points: Sequence[AnswerPoint]) -> str:
     """Whose answers these are: behavior, conditions and model."""
     settings = points[0].settings
-    like = settings.differing()
+    like = condition_label(settings)
     model = settings.model or settings.model_size
     base = " (base model)" if settings.use_base_model else ""
     return ", ".join(part for part in (about.label, like, f"{model}{base}", _counts(points)) if part)

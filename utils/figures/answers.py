@@ -1,9 +1,8 @@
 """The figure of free answers: the behavior's metric, fluency below it, and where text falls apart."""
 
-import logging
 import math
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING
 from utils.behaviors import load_behavior
 from utils.data.estimates import Estimate
 from utils.evaluation.answer_effects import (
-    ALPHA,
     DISTINCT_2_RATIO,
     EMPTY_SHARE,
     PERPLEXITY_FLOOR,
@@ -24,8 +22,10 @@ from utils.evaluation.answer_effects import (
 )
 from utils.evaluation.answer_metrics import measures_of
 from utils.evaluation.answer_table import answers_text, heading
+from utils.evaluation.effects import ALPHA
 from utils.evaluation.metric_files import load_measured
 from utils.evaluation.metric_run import MetricPlan
+from utils.evaluation.words import FAMILY, INTERVAL_METHOD, SHARE_INTERVAL_METHOD, TEST, behaviors_of, condition_label
 from utils.figures.lines import (
     LineStyle,
     draw_line,
@@ -35,12 +35,19 @@ from utils.figures.lines import (
     multiplier_styles,
     nth_style,
 )
-from utils.figures.style import COLUMN_WIDTH, VERMILLION, Table, figure_style, new_figure, save_figure, set_title
+from utils.figures.style import (
+    COLUMN_WIDTH,
+    VERMILLION,
+    Table,
+    figure_style,
+    log_written,
+    new_figure,
+    save_figure,
+    set_title,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-log = logging.getLogger(__name__)
 
 _MOST_LAYERS = 6
 """As lines over the multiplier; more are the x axis themselves."""
@@ -73,19 +80,20 @@ _FLUENCY = (
 )
 
 
-def report_metrics(plan: MetricPlan, seed: int) -> Iterator[str]:
-    """Draw what a plan has measured, a figure for each behavior, model and condition; yields each one's table."""
-    for behavior in plan.request.behaviors:
-        about = load_behavior(plan.request.paths, behavior)
-        files = [file for file in (*plan.done, *plan.written) if file.about.id == behavior]
-        measured = [load_measured(file) for file in files]
-        for group in by_condition(measured):
-            points = measure_answers(group, measures_of(about.metric), seed, measured)
-            like = points[0].settings.describe("layer", "multiplier")
-            stem = plan.request.paths.analysis(behavior, f"answers_{like}")
-            paths = plot_answers(stem, heading(about, points), points, f"matching = {about.matching}")
-            log.info("wrote %s (%s)", stem, ", ".join(path.suffix[1:] for path in paths))
-            yield answers_text(about, points)
+def report_metrics(plan: MetricPlan, seed: int) -> list[str]:
+    """Draw what a plan has measured, a figure for each behavior, model and condition; returns their tables as text."""
+    paths = plan.request.paths
+    texts = []
+    with behaviors_of(paths):
+        for behavior in plan.request.behaviors:
+            about = load_behavior(paths, behavior)
+            measured = [load_measured(file) for file in (*plan.done, *plan.written) if file.about.id == behavior]
+            for group in by_condition(measured):
+                points = measure_answers(group, measures_of(about.metric), seed, measured)
+                stem = paths.analysis(behavior, f"answers_{points[0].settings.describe('layer', 'multiplier')}")
+                log_written(plot_answers(stem, heading(about, points), points, f"matching = {about.matching}"))
+                texts.append(answers_text(about, points))
+    return texts
 
 
 def answers_table(points: Sequence[AnswerPoint]) -> Table:
@@ -95,7 +103,7 @@ def answers_table(points: Sequence[AnswerPoint]) -> Table:
         fluency, limits = point.fluency, point.range
         at = (
             point.settings.behavior,
-            point.settings.differing() or "plain",
+            condition_label(point.settings),
             point.settings.layer,
             point.settings.knob,
             point.settings.multiplier,
@@ -119,11 +127,10 @@ _COLUMNS = (
     *("perplexity", "highest_perplexity", "distinct_2", "lowest_distinct_2", "n_empty", "falls_apart"),
 )
 _NOTES = (
-    "mean: over the n answers for which the measure is defined, of n_total; ci: 95% bootstrap interval over answers "
-    "(BCa), of shares (has_match, begins_with) the Wilson interval",
+    "mean: over the n answers for which the measure is defined, of n_total; ci: "
+    f"{INTERVAL_METHOD}, of shares (has_match, begins_with) {SHARE_INTERVAL_METHOD}",
     "change: mean difference to multiplier 0 on the same n_paired questions, with its bootstrap interval",
-    "p: two-sided sign-flip permutation test that the change is 0; p_holm: corrected for all layers and multipliers "
-    f"of the condition and behavior (Holm); holds: p_holm < {ALPHA:g}",
+    f"p: {TEST}; p_holm: {FAMILY}; holds: p_holm < {ALPHA:g}",
     "perplexity: median over answers, under the model without steering; distinct_2: mean over answers; n_empty: "
     "answers without text, for which nothing but their length is defined",
     f"falls_apart: perplexity above {PERPLEXITY_RATIO:g} times that of multiplier 0 and above {PERPLEXITY_FLOOR:g}, "
