@@ -84,10 +84,12 @@ def count_note(estimates: Sequence[Estimate]) -> str:
 # --- tables ----------------------------------------------------------------------------------------
 
 _EFFECT_NOTES = (
-    "mean: over the n items that can be scored, of n_total; ci: 95% bootstrap interval over items (BCa)",
+    "mean: over the n items that can be scored, of n_total; ci: 95% bootstrap interval over items (BCa); where "
+    "fewer than 5 items differ from the most common value, one that allows for values that were not seen",
     "change: mean difference to multiplier 0 on the same n_paired items, with its interval",
-    "p: two-sided sign-flip permutation test that the change is 0; p_holm: corrected for all layers and "
-    f"multipliers of the condition and behavior (Holm); holds: p_holm < {ALPHA:g}",
+    "p: two-sided bootstrap-t test that the change is 0 (no test where fewer than 5 items differ from the most "
+    "common change); p_family: corrected for all layers and multipliers of the condition and behavior (step-down, "
+    f"the smallest p of each resample); holds: p_family < {ALPHA:g}",
 )
 
 
@@ -107,7 +109,7 @@ def effects_table(points: Sequence[Point], *notes: str) -> Table:
         "change_high",
         "n_paired",
         "p",
-        "p_holm",
+        "p_family",
         "holds",
     )
     rows = [
@@ -122,7 +124,7 @@ def effects_table(points: Sequence[Point], *notes: str) -> Table:
             *_bounds(p.change),
             p.change.n,
             p.p_value,
-            p.p_holm,
+            p.p_family,
             p.holds,
         )
         for p in points
@@ -256,7 +258,7 @@ def plot_by_layer(
     points = [point for one in series for point in one.points]
     counts = count_note([point.mean for point in points])
     notes = (note, f"mean with 95% interval over items, {counts}")
-    legend_title = "multiplier (filled: differs from multiplier 0 after Holm's correction)"
+    legend_title = "multiplier (filled: differs from multiplier 0, all layers taken together)"
     return _plot_over_layers(stem, title, notes, series, result_type, legend_title, effects_table(points, note))
 
 
@@ -265,7 +267,7 @@ def plot_sweep(
 ) -> list[Path]:
     """Several behaviors over layers at one multiplier."""
     points = [point for one in series for point in one.points]
-    notes = ("mean with 95% interval over items", "filled: differs from multiplier 0 after Holm")
+    notes = ("mean with 95% interval over items", "filled: differs from multiplier 0, all layers taken together")
     table = effects_table(points, legend_title or "")
     return _plot_over_layers(stem, title, notes, series, result_type, legend_title, table)
 

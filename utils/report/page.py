@@ -193,13 +193,13 @@ def _headline_table(headline: Headline) -> dict[str, Any]:
 
 
 def _headline_row(point: Point) -> dict[str, str]:
-    tested = math.isfinite(point.p_holm)
+    tested = math.isfinite(point.p_family)
     return {
         "multiplier": f"{point.multiplier:g}",
         "mean": interval(point.mean),
         "n": f"{point.mean.n} of {point.mean.n_total}",
         "change": interval(point.change, 4) if point.change.exists else "",
-        "p": f"{point.p_holm:.2g}" if tested else "",
+        "p": f"{point.p_family:.2g}" if tested else "",
         "holds": ("holds" if point.holds else "does not hold") if tested else "",
     }
 
