@@ -220,13 +220,13 @@ def _behavior_rows(one: BehaviorHeadline, headline: Headline) -> dict[str, Any]:
 
 
 def _point_row(point: Point, one: BehaviorHeadline) -> Mapping[str, Any]:
-    tested = math.isfinite(point.p_holm)
+    tested = math.isfinite(point.p_family)
     return {
         "multiplier": f"{point.multiplier:g}",
         "mean": interval_text(point.mean),
         "n": f"{point.mean.n} of {point.mean.n_total}",
         "change": interval_text(point.change, 4) if point.change.exists else "",
-        "p": f"{point.p_holm:.2g}" if tested else "",
+        "p": f"{point.p_family:.2g}" if tested else "",
         "holds": ("holds" if point.holds else "does not hold") if tested else "",
         "cited": any(point is chosen for chosen in one.chosen),
     }
