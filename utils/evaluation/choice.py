@@ -146,7 +146,7 @@ class Chooser:
             estimate.value,
             estimate.low,
             estimate.high,
-            float(paired_tests(effects.both, request.seed).p_values[0]),
+            float(paired_tests(effects.both, request.seed).p_value[0]),
             float(effects.minus.mean()),
             float(effects.plus.mean()),
             float((effects.both > 0).mean()),
