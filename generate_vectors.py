@@ -16,10 +16,12 @@ from utils.cli.flags import (
     add_compute,
     add_layers,
     add_model,
+    add_vector_kind,
     check_layers,
     data_paths,
     make_parser,
     model_choice,
+    vector_kind,
 )
 from utils.cli.run import EXIT_DONE, exit_with, run_main
 from utils.model.shapes import model_shape
@@ -33,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_behaviors(parser)
     add_layers(parser)
     add_model(parser)
+    add_vector_kind(parser)
     add_compute(parser)
     parser.add_argument(
         "--save_activations", action="store_true", help="also keep every pair's activations (for plot_activations.py)"
@@ -48,6 +51,7 @@ def build_request(args: argparse.Namespace) -> ExtractionRequest:
         behaviors=tuple(args.behaviors),
         layers=tuple(check_layers(args.layers, model_shape(choice).n_layers, choice.label)),
         command=args.command,
+        kind=vector_kind(args),
         save_activations=args.save_activations,
         overwrite=args.overwrite,
         plainly=args.no_packing,

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from utils.data.records import ContrastPair
+from utils.data.records import AnyPair
 from utils.model import answer_scoring, processes, reading, scoring
 from utils.model.answer_scoring import AnswerPair
 from utils.model.chat_format import ChatFormat, PromptTokens
@@ -33,7 +33,7 @@ from utils.model.pairs import encode_pair
 from utils.model.reading import PairBatch
 from utils.model.runtime import Runtime
 from utils.model.steering import RowSteering, Steering, Steerings, capture_outputs, check_range
-from utils.paths import Reading
+from utils.settings import Reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -194,7 +194,7 @@ class LlamaWrapper:
 
     def answer_activations(
         self,
-        pairs: Sequence[ContrastPair],
+        pairs: Sequence[AnyPair],
         layers: Sequence[int],
         batch_size: int | None = None,
         skip: Collection[int] = (),
@@ -221,7 +221,7 @@ class LlamaWrapper:
 
     def answer_activations_plainly(
         self,
-        pairs: Sequence[ContrastPair],
+        pairs: Sequence[AnyPair],
         layers: Sequence[int],
         skip: Collection[int] = (),
         read: Reading = "letter",
@@ -283,7 +283,7 @@ class LlamaWrapper:
         A prompt runs once up to its first steered token. Steering reaches that token and all of the answer.
 
         Args:
-            pairs: The questions with their answers; the answer begins behind each one's `steer_start`.
+            pairs: The questions with their answers; see `utils.model.pairs.encode_answer`.
             steerings: What to do; None for nothing.
             batch_size: Questions in one pass; None for as many as fit.
             skip: Questions whose scores are not needed; they do not change how the others are batched.

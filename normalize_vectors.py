@@ -15,7 +15,15 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 
-from utils.cli.flags import add_behaviors, add_layers, add_model_filter, data_paths, make_parser, model_filter
+from utils.cli.flags import (
+    add_behaviors,
+    add_layers,
+    add_model_filter,
+    add_vector_kind,
+    data_paths,
+    make_parser,
+    model_filter,
+)
 from utils.cli.progress import progress
 from utils.cli.run import EXIT_DONE, exit_with, run_main
 from utils.errors import UserError
@@ -29,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_behaviors(parser)
     add_layers(parser, default="those that are there")
     add_model_filter(parser)
+    add_vector_kind(parser, "every one that is there")
     return parser
 
 
@@ -39,6 +48,8 @@ def build_request(args: argparse.Namespace) -> NormalizeRequest:
         behaviors=tuple(dict.fromkeys(args.behaviors)),
         layers=tuple(args.layers) if args.layers else None,
         label=choice.label if choice else None,
+        reading=args.read,
+        method=args.method,
         overwrite=args.overwrite,
         command=args.command,
     )

@@ -12,6 +12,7 @@ Example: ./prompting_with_steering.py --behaviors sycophancy --layers 13 --multi
 
 import argparse
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,12 +23,16 @@ from utils.cli.flags import (
     add_layers,
     add_model,
     add_multipliers,
+    add_vector_kind,
     data_paths,
     make_parser,
     model_choice,
+    vector_kind,
 )
 from utils.cli.run import EXIT_DONE, exit_with, run_main
 from utils.evaluation.plan import SweepRequest, load_vectors, plan_sweeps
+from utils.files.redaction import printable
+from utils.model import processes
 from utils.settings import RESULT_TYPES
 
 log = logging.getLogger(__name__)
@@ -40,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_multipliers(parser, [-1.0, 0.0, 1.0], "-1 0 1")
     parser.add_argument("--type", choices=RESULT_TYPES, default="ab", help="what is asked (default: ab)")
     add_model(parser)
+    add_vector_kind(parser)
     add_compute(parser)
     parser.add_argument(
         "--system_prompt",
@@ -92,7 +98,8 @@ def build_request(args: argparse.Namespace) -> SweepRequest:
         choice=model_choice(args),
         behaviors=tuple(dict.fromkeys(args.behaviors)),
         layers=tuple(args.layers) if args.layers else None,
-        multipliers=tuple(args.multipliers),
+        multipliers=tuple(args.multipliers if args.strengths is None else args.strengths),
+        knob="multiplier" if args.strengths is None else "strength",
         type=args.type,
         system_prompt=args.system_prompt,
         override_vector=args.override_vector,
@@ -100,6 +107,7 @@ def build_request(args: argparse.Namespace) -> SweepRequest:
         weights_path=args.override_model_weights_path,
         steer_positions=args.steer_positions,
         vector_behavior=args.vector_behavior,
+        vector_kind=vector_kind(args),
         temperature=args.temperature,
         num_samples=args.num_samples,
         seed=args.seed,
@@ -123,12 +131,15 @@ def run(args: argparse.Namespace) -> int:
     vectors = load_vectors(plan)
 
     from llama_wrapper import LlamaWrapper
+    from utils.evaluation.glance import glance
     from utils.evaluation.sweep import run_sweeps
 
     model = LlamaWrapper.load(
         request.choice, request.device, request.dtype, request.weights_path, over_all_devices=request.over_all_devices
     )
     n_written = run_sweeps(model, plan, vectors)
+    if processes.is_main():
+        sys.stdout.write("".join(f"{printable(line)}\n" for line in glance(plan)))
     log.info("%s", plan.summary(n_written))
     return EXIT_DONE
 

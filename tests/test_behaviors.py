@@ -225,7 +225,7 @@ def test_an_unknown_behavior_names_the_nearest_and_both_folders(tmp_path: Path, 
 
 def test_where_nothing_is_near_the_command_that_begins_a_behavior_is_named(tmp_path: Path) -> None:
     line = refusal(tmp_path, "xyzzy")
-    assert line.endswith(f"; to begin a new one, run: ./process_raw_datasets.py --root {tmp_path} --new xyzzy")
+    assert line.endswith(f"; to begin a new one, run: ./process_raw_datasets.py --new xyzzy --root {tmp_path}")
     assert refusal(REPOSITORY, "xyzzy").endswith("run: ./process_raw_datasets.py --new xyzzy")
 
 

@@ -1,7 +1,7 @@
 """Result file names and the settings that they stand for."""
 
 import string
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from hypothesis import assume, given, settings
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.reference import carried_path, reference_path
 from utils.behaviors import published_behaviors
 from utils.errors import UserError
-from utils.settings import RESULT_TYPES, SteeringSettings, parse_result_name
+from utils.settings import KEYS, RESULT_TYPES, SteeringSettings, parse_result_name
 
 PLAIN = SteeringSettings(layer=13, multiplier=1.0, behavior="sycophancy", type="ab", model_size="7b")
 
@@ -145,6 +145,78 @@ def test_at_moves_layer_and_multiplier_only_and_integers_become_decimals() -> No
     assert "_multiplier=-1.0_" in moved.result_name
 
 
+# --- what follows from the declaration of a key ---
+
+EVERYTHING = replace(
+    PLAIN,
+    system_prompt="neg",
+    override_vector=4,
+    override_vector_model="Llama-2-7b-hf",
+    use_base_model=True,
+    model_size=None,
+    model="m",
+    override_model_weights_path="finetuned_models-x.pt",
+    steer_positions="all",
+    vector_behavior="refusal",
+    temperature=0.7,
+    num_samples=3,
+    seed=5,
+)
+
+
+def test_every_setting_has_a_key_and_stands_in_names_in_the_order_of_the_declaration() -> None:
+    assert list(KEYS) == [field.name for field in fields(SteeringSettings)]
+    assert EVERYTHING.describe() == (
+        "layer=13_multiplier=1.0_behavior=sycophancy_type=ab_system_prompt=neg_override_vector=4"
+        "_override_vector_model=Llama-2-7b-hf_use_base_model=True_model=m"
+        "_override_model_weights_path=finetuned_models-x.pt_steer_positions=all_vector_behavior=refusal"
+        "_temperature=0.7_num_samples=3_seed=5"
+    )
+
+
+def test_at_multiplier_0_nothing_is_left_of_the_vector_and_of_where_it_is_added() -> None:
+    left = replace(
+        PLAIN,
+        layer=0,
+        multiplier=0.0,
+        system_prompt="neg",
+        use_base_model=True,
+        model_size=None,
+        model="m",
+        override_model_weights_path="finetuned_models-x.pt",
+        temperature=0.7,
+        num_samples=3,
+        seed=5,
+    )
+    assert EVERYTHING.unsteered() == left
+    assert replace(PLAIN, vector_behavior="refusal").unsteered() == PLAIN.unsteered() == PLAIN.at(0, 0)
+
+
+def test_what_differs_from_plain_steering_is_said_in_words() -> None:
+    assert PLAIN.differing() == ""
+    assert replace(PLAIN, layer=2, type="mmlu", model_size=None, model="m", use_base_model=True).differing() == ""
+    assert EVERYTHING.differing() == (
+        "system_prompt=neg, override_vector=4, override_vector_model=Llama-2-7b-hf, "
+        "override_model_weights_path=finetuned_models-x.pt, steer_positions=all, vector_behavior=refusal, "
+        "temperature=0.7, num_samples=3, seed=5"
+    )
+
+
+def test_the_flags_of_a_command_are_the_keys_that_are_not_at_their_default() -> None:
+    assert PLAIN.command_words(str) == ["--type", "ab"]
+    assert " ".join(EVERYTHING.command_words(lambda name: f"<{name}>")) == (
+        "--type ab --system_prompt neg --override_vector 4 --override_vector_model Llama-2-7b-hf "
+        "--override_model_weights_path <finetuned_models-x.pt> --steer_positions all --vector_behavior refusal "
+        "--temperature 0.7 --num_samples 3 --seed 5"
+    )
+
+
+def test_settings_name_the_same_model_whatever_else_they_say() -> None:
+    assert PLAIN.same_model(replace(PLAIN, layer=2, behavior="refusal", system_prompt="pos"))
+    for change in ({"use_base_model": True}, {"model_size": "13b"}, {"model_size": None, "model": "7b"}):
+        assert not PLAIN.same_model(replace(PLAIN, **change))
+
+
 def test_a_description_leaves_out_what_a_figure_runs_over() -> None:
     assert PLAIN.describe("layer", "multiplier") == "behavior=sycophancy_type=ab_use_base_model=False_model_size=7b"
 
@@ -154,6 +226,8 @@ def test_a_description_leaves_out_what_a_figure_runs_over() -> None:
     [
         ({"behavior": "../kindness"}, "'../kindness' is not a behavior's id"),
         ({"vector_behavior": "a_type=mmlu"}, "'a_type=mmlu' is not a behavior's id"),
+        ({"system_prompt": "up"}, "unknown system prompt 'up'; choose from: pos, neg"),
+        ({"steer_positions": "none"}, "unknown position 'none'; choose from: end_of_prompt, all"),
         ({"type": "essay"}, "unknown result type 'essay'; choose from: ab, open_ended, truthful_qa, mmlu"),
         ({"model": "x"}, "either a model_size or a model"),
         ({"model_size": None}, "either a model_size or a model"),

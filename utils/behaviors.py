@@ -20,7 +20,6 @@ with every score that it gave.
                                   --behaviors means where it is not given
 """
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -178,8 +177,7 @@ def _ids(paths: DataPaths) -> set[str]:
 def _unknown(paths: DataPaths, behavior: str) -> str:
     folders = dict.fromkeys(str(at.behavior_file("any").parent) for at in (paths, _BUNDLED))
     nearest = _nearest(behavior, list_behaviors(paths))
-    root = [] if paths.root == REPOSITORY else ["--root", str(paths.root)]
-    command = shlex.join(["./process_raw_datasets.py", *root, "--new", behavior])
+    command = paths.command("process_raw_datasets", "--new", behavior)
     return f"unknown behavior {behavior!r}: no such file in {' or '.join(folders)}; " + (
         f"did you mean {nearest}?" if nearest else f"to begin a new one, run: {command}"
     )

@@ -6,33 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 from utils.errors import UserError
-from utils.settings import ResultType, Side, SteeringSettings
+from utils.settings import Reading, ResultType, Side, SteeringSettings, VectorKind
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MODELS_DIR = REPOSITORY / "models"
-
-Reading = Literal["letter", "answer", "last", "prompt"]
-"""Where activations are read: at the answer's letter, over all tokens of its text, at its last token, or at the last
-token of the prompt."""
-
-
-@dataclass(frozen=True)
-class VectorKind:
-    """What tells vectors of one behavior, model and layer apart. File names bear what differs from the default."""
-
-    reading: Reading = "letter"
-    method: str = "mean"
-    """The estimator's name."""
-
-    @property
-    def suffix(self) -> str:
-        """What a file name bears, e.g. `_read=answer_method=pca`; empty for the published kind."""
-        reading = f"_read={self.reading}" if self.reading != VectorKind.reading else ""
-        return reading + (f"_method={self.method}" if self.method != VectorKind.method else "")
-
 
 _KIND_IN_NAME = re.compile(r"_(read|method)=")
 
@@ -114,6 +94,17 @@ class DataPaths:
         """The pairs of prompts."""
         return self.generate_dataset(behavior).with_name("generate_prompts.json")
 
+    def neutral_prompts(self) -> Path:
+        """Prompts that ask for no behavior: what side effects are measured on."""
+        return self.datasets_dir / "neutral" / "prompts.json"
+
+    def residual_norms(self, model_label: str) -> Path:
+        return self.root / "vectors" / f"residual_norms_{model_label}.json"
+
+    def chosen_steering(self, behavior: str, model_label: str, kind: VectorKind) -> Path:
+        """The layer and strength that were chosen for a behavior's vectors of one kind."""
+        return self.vectors_dir(behavior, normalized=False) / f"chosen_{model_label}{kind.suffix}.json"
+
     def test_text_dataset(self, behavior: str) -> Path:
         """The held-out contrast pairs of text form."""
         return self.datasets_dir / "test" / behavior / "test_dataset_text.json"
@@ -126,6 +117,9 @@ class DataPaths:
                 return test_dir / "truthfulqa" / "truthful_qa.json"
             case "mmlu":
                 return test_dir / "mmlu" / "mmlu.json"
+            case "answer_text":
+                text_set = self.test_text_dataset(behavior)
+                return text_set if text_set.exists() else self.test_dataset(behavior, "ab")
             case _:
                 return test_dir / behavior / f"test_dataset_{result_type}.json"
 

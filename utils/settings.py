@@ -15,11 +15,18 @@ from typing import Annotated, Any, Literal, get_args
 
 from utils.errors import UserError
 
-ResultType = Literal["ab", "open_ended", "truthful_qa", "mmlu"]
+ResultType = Literal["ab", "open_ended", "truthful_qa", "mmlu", "answer_text"]
 RESULT_TYPES: tuple[ResultType, ...] = get_args(ResultType)
 Side = Literal["pos", "neg"]
 """For (pos) or against (neg) the behavior."""
 StartPosition = Literal["end_of_prompt", "all"]
+Reading = Literal["letter", "answer", "last", "prompt"]
+"""Where activations are read: at the answer's letter, over all tokens of its text, at its last token, or at the last
+token of the prompt."""
+METHODS = ("mean", "pca", "pca_pairs", "probe", "lda")
+"""The estimators that a vector may be made by (`utils.vectors.estimators`)."""
+Knob = Literal["multiplier", "strength"]
+"""How much is added: so many times the vector, or a norm as a share of the layer's residual norm."""
 
 BEHAVIOR_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
 # separators, control characters, and what is no Unicode or breaks a line
@@ -43,6 +50,8 @@ class Key:
     """Stands for a file, whose path the flag takes."""
     always_named: bool = False
     """Stands in a name at its default too, as in the published names."""
+    names_another: bool = False
+    """Is the name under which another setting stands, and stands nowhere itself."""
 
 
 def _one_of(what: str, allowed: Collection[str]) -> Callable[[str], str]:
@@ -52,6 +61,12 @@ def _one_of(what: str, allowed: Collection[str]) -> Callable[[str], str]:
         return text
 
     return read
+
+
+def _method(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*", text):
+        raise UserError(f"{text!r} is not an estimator's name: small letters, digits and single underscores")
+    return text
 
 
 def _behavior_id(text: str) -> str:
@@ -71,6 +86,7 @@ class SteeringSettings:
     layer: Annotated[int, Key(int, swept=True, steers=True)]
     """Steered decoder block, counted from 0."""
     multiplier: Annotated[float, Key(float, swept=True, steers=True)]
+    """Of the vector; where `knob` says so, the strength instead."""
     behavior: Annotated[str, Key(_behavior_id, swept=True)]
     type: Annotated[ResultType, Key(_one_of("result type", RESULT_TYPES))]
     _: KW_ONLY
@@ -97,6 +113,11 @@ class SteeringSettings:
     """Answers to each question."""
     seed: Annotated[int, Key(int)] = 0
     """Of sampled answers."""
+    read: Annotated[Reading, Key(_one_of("reading", get_args(Reading)), steers=True)] = "letter"
+    """Where the vector was read."""
+    method: Annotated[str, Key(_method, steers=True)] = "mean"
+    """The estimator that made it."""
+    knob: Annotated[Knob, Key(_one_of("knob", get_args(Knob)), steers=True, names_another=True)] = "multiplier"
 
     def __post_init__(self) -> None:
         values = {name: getattr(self, name) for name in KEYS}
@@ -139,7 +160,11 @@ class SteeringSettings:
     def describe(self, *leave_out: str) -> str:
         """The settings as they stand in a file name, without the keys named (for figures over them)."""
         named = [name for name, key in KEYS.items() if key.always_named or not self._is_default(name)]
-        return "_".join(f"{name}={self._written(name)}" for name in named if name not in leave_out)
+        named = [name for name in named if name not in leave_out and not KEYS[name].names_another]
+        return "_".join(f"{self._name_of(name)}={self._written(name)}" for name in named)
+
+    def _name_of(self, key: str) -> str:
+        return self.knob if key == "multiplier" else key
 
     def differing(self) -> str:
         """The settings beyond what every command names (what is swept, type and model), in words."""
@@ -160,7 +185,8 @@ class SteeringSettings:
 
     def _particular(self) -> list[str]:
         """The keys, not swept nor of the model, that are not at their default."""
-        return [name for name, key in KEYS.items() if not (key.swept or key.of_model or self._is_default(name))]
+        left_out = [name for name, key in KEYS.items() if key.swept or key.of_model or key.names_another]
+        return [name for name in KEYS if name not in left_out and not self._is_default(name)]
 
     def _is_default(self, name: str) -> bool:
         return bool(getattr(self, name) == _DEFAULTS[name])
@@ -178,6 +204,11 @@ class SteeringSettings:
         steering = [name for name, key in KEYS.items() if key.steers and _DEFAULTS[name] is not MISSING]
         return replace(self.at(0, 0.0), **{name: _DEFAULTS[name] for name in steering})
 
+    @property
+    def vector_kind(self) -> "VectorKind":
+        """Of the vectors that are added."""
+        return VectorKind(self.read, self.method)
+
     def same_model(self, other: "SteeringSettings") -> bool:
         """Whether both name the same model."""
         return all(getattr(self, name) == getattr(other, name) for name, key in KEYS.items() if key.of_model)
@@ -186,7 +217,29 @@ class SteeringSettings:
 KEYS: dict[str, Key] = {field.name: field.type.__metadata__[0] for field in fields(SteeringSettings)}  # type: ignore[union-attr]
 """Every setting's key by its name, in the order of file names."""
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(SteeringSettings)}
-_KEY_AT = re.compile(r"(?:^results_|_)(" + "|".join(KEYS) + r")=")
+_NAMES = [*(name for name, key in KEYS.items() if not key.names_another), "strength"]
+_KEY_AT = re.compile(r"(?:^results_|_)(" + "|".join(_NAMES) + r")=")
+
+
+@dataclass(frozen=True)
+class VectorKind:
+    """What tells vectors of one behavior, model and layer apart. File names bear what differs from the default."""
+
+    reading: Reading = "letter"
+    method: str = "mean"
+    """The estimator's name."""
+
+    @property
+    def suffix(self) -> str:
+        """What a file name bears, e.g. `_read=answer_method=pca`; empty for the published kind."""
+        reading = f"_read={self.reading}" if self.reading != VectorKind.reading else ""
+        return reading + (f"_method={self.method}" if self.method != VectorKind.method else "")
+
+    @property
+    def command_words(self) -> list[str]:
+        """The flags that name this kind."""
+        reading = ["--read", self.reading] if self.reading != VectorKind.reading else []
+        return reading + (["--method", self.method] if self.method != VectorKind.method else [])
 
 
 def parse_result_name(name: str) -> SteeringSettings:
@@ -197,6 +250,8 @@ def parse_result_name(name: str) -> SteeringSettings:
     """
     texts = _split_name(name)
     try:
+        if "strength" in texts and "multiplier" not in texts:
+            texts |= {"multiplier": texts.pop("strength"), "knob": "strength"}
         values = {key: KEYS[key].read(text) for key, text in texts.items()}
         settings = SteeringSettings(**values)
     except (TypeError, ValueError, UserError) as err:  # TypeError: a key is missing

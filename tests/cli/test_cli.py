@@ -95,6 +95,21 @@ def test_no_script_imports_another(script: str) -> None:
     assert imported & set(SCRIPTS) == set()
 
 
+# where the flag would do nothing
+WITHOUT = {
+    "--overwrite": {"plot_results.py"},
+    "--seed": {"analyze_vectors.py", "generate_vectors.py", "normalize_vectors.py", "scoring.py"},
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("flag", WITHOUT)
+def test_a_script_takes_overwrite_and_seed_only_where_they_do_something(script: str, flag: str) -> None:
+    parser: argparse.ArgumentParser = __import__(script.removesuffix(".py")).build_parser()
+    taken = {option for action in parser._actions for option in action.option_strings}
+    assert (flag in taken) == (script not in WITHOUT[flag])
+
+
 # --- exit codes ---
 
 

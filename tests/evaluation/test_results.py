@@ -154,7 +154,12 @@ def test_multiplier_0_of_any_layer_and_vector_serves_every_layer_but_not_another
     add(paths, plain(layer=7, multiplier=0.0), 0.3)
     add(paths, plain(layer=7, multiplier=1.0), 0.8)
     files = ResultFiles(paths, "refusal", "ab")
-    for served in (plain(multiplier=0.0), plain(multiplier=0.0, override_vector=2)):
+    for served in (
+        plain(multiplier=0.0),
+        plain(multiplier=0.0, override_vector=2),
+        plain(multiplier=0.0, vector_behavior="sycophancy"),
+        plain(multiplier=0.0, steer_positions="all"),
+    ):
         assert value(files, served) == pytest.approx(0.3)
     for refused in (
         plain(),

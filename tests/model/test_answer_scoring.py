@@ -1,6 +1,8 @@
 """Log-probabilities of answers under steering, against sequences that the tests run by themselves."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import combinations
 
 import pytest
@@ -22,7 +24,8 @@ from tests.models import (
 from utils.model import answer_scoring
 from utils.model.answer_scoring import AnswerPair
 from utils.model.batching import CPU_TOKENS_PER_PASS
-from utils.model.chat_format import PromptTokens
+from utils.model.chat_format import AnswerTokens
+from utils.model.pairs import encode_answer
 from utils.model.steering import Steering, Steerings
 
 QUESTIONS = ("What is the sea?", "Do you think that the answer is not to agree with the user?", "Why?")
@@ -35,17 +38,17 @@ STEERINGS: list[Steerings] = [None, *random_steerings((0, 2, 3), (-1.0, 1.5)), N
 
 
 def pairs_of(wrapper: LlamaWrapper) -> list[AnswerPair]:
-    encode = wrapper.chat_format.encode
+    encode = partial(encode_answer, wrapper.chat_format)
     return [
         AnswerPair(encode(question, matching), encode(question, other))
         for question, (matching, other) in zip(QUESTIONS, ANSWERS, strict=True)
     ]
 
 
-def by_hand(wrapper: LlamaWrapper, answer: PromptTokens, steering: Steering | None) -> float:
-    """Mean log-probability of the tokens behind `steer_start`."""
+def by_hand(wrapper: LlamaWrapper, answer: AnswerTokens, steering: Steering | None) -> float:
+    """Mean log-probability of the answer's tokens."""
     log_probabilities = steered_logits(wrapper.model, answer.ids, answer.steer_start, steering).log_softmax(-1)
-    places = range(answer.steer_start + 1, len(answer))
+    places = range(len(answer) - answer.n_answer, len(answer))
     return sum(float(log_probabilities[place - 1, answer.ids[place]]) for place in places) / len(places)
 
 
@@ -90,9 +93,8 @@ def test_every_question_takes_the_fast_path_where_prefixes_are_shared(monkeypatc
 
 def test_a_prompt_that_is_steered_from_its_beginning_is_scored_plainly() -> None:
     wrapper = build_wrapper()
-    pairs = [AnswerPair(*(PromptTokens(a.ids, 0) for a in pair.answers)) for pair in pairs_of(wrapper)]
+    pairs = [AnswerPair(*(replace(answer, steer_start=0) for answer in pair.answers)) for pair in pairs_of(wrapper)]
     assert not any(pair.shares_prefix for pair in pairs)
-    # all tokens but the first are then the answer, as far as scoring knows
     scores = dict(wrapper.score_answers(pairs, STEERINGS[:2]))
     for index, pair in enumerate(pairs):
         torch.testing.assert_close(scores[index], expected(wrapper, pair, STEERINGS[:2]), rtol=1e-4, atol=1e-5)

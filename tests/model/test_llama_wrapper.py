@@ -30,7 +30,7 @@ from utils.model.chat_format import PromptTokens
 from utils.model.generation import GenerationRow
 from utils.model.scoring import probabilities_of, score_packed, score_rows
 from utils.model.steering import Steering
-from utils.paths import VectorKind
+from utils.settings import VectorKind
 
 QUESTIONS = (
     "Do you think that the sea is green?\n\nChoices:\n (A) Yes\n (B) No",

@@ -1,6 +1,9 @@
 """`prompting_with_steering.py`, through its `main`, on a tiny random chat model."""
 
 import json
+import resource
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from utils.files.provenance import read_provenance
 from utils.files.reading import sha256_of
 from utils.model.chat_format import ChatFormat
 from utils.model.steering import Steering
+from utils.paths import REPOSITORY
 from utils.settings import SteeringSettings, parse_result_name
 
 SETTINGS = SteeringSettings(layer=0, multiplier=0.0, behavior="sycophancy", type="ab", model=TINY_LABEL)
@@ -207,6 +211,32 @@ def test_a_second_run_does_nothing_and_loads_nothing(
     assert evaluate() == 0
     assert {path: path.stat().st_mtime_ns for path in steered_root.rglob("*") if path.is_file()} == before
     assert capsys.readouterr().err == "wrote 0, skipped 12 that are there already (--overwrite makes them again)\n"
+
+
+SECOND_RUN = """
+import sys
+import prompting_with_steering
+code = prompting_with_steering.main(sys.argv[1:])
+print(code, [name for name in ("torch", "transformers", "numpy", "accelerate") if name in sys.modules])
+"""
+
+
+def test_a_run_with_nothing_to_do_imports_no_torch_and_ends_at_once(
+    evaluate: Callable[..., int], steered_root: Path, tiny_checkpoint: Path
+) -> None:
+    weights = steered_root / "tuned.pt"
+    torch.save(build_model("llama").state_dict(), weights)
+    flags = ["--type", "open_ended", "--max_new_tokens", "2", "--override_model_weights_path", str(weights)]
+    assert evaluate(*flags) == 0
+    command = ["--root", str(steered_root), "--model", str(tiny_checkpoint), "--behaviors", "sycophancy", *flags]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-c", SECOND_RUN, *command], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.stdout == "0 []\n"
+    assert done.stderr == "wrote 0, skipped 12 that are there already (--overwrite makes them again)\n"
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0  # of processor time
 
 
 def test_only_what_is_missing_is_made(

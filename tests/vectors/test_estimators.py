@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.vectors.estimators import RunningMean, mean_difference, normalize_to_mean_norm
+from utils.vectors.estimators import ESTIMATORS, RunningMean, mean_difference, normalize_to_mean_norm
 
 
 def test_a_mean_difference_is_the_mean_of_differences() -> None:
@@ -52,3 +52,50 @@ def test_the_streaming_form_gives_the_mean_of_all_pairs_however_they_come() -> N
     assert running.n_pairs == 7
     for layer in range(3):
         torch.testing.assert_close(running.vector[layer], mean_difference(positive[:, layer], negative[:, layer]))
+
+
+def planted(n_pairs: int = 40) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs that differ along one direction, with other differences and a large common part."""
+    generator = torch.Generator().manual_seed(3)
+    direction = torch.nn.functional.normalize(torch.randn(12, generator=generator), dim=0)
+    common = torch.randn(n_pairs, 12, generator=generator) * 5
+    strengths = 2 + torch.rand(n_pairs, 1, generator=generator)
+    noise = torch.randn(2, n_pairs, 12, generator=generator) * 0.1
+    return common + strengths * direction / 2 + noise[0], common - strengths * direction / 2 + noise[1], direction
+
+
+@pytest.mark.parametrize(
+    ("method", "cosine"),
+    [
+        ("mean", 0.99),
+        ("pca", 0.95),
+        ("pca_pairs", 0.99),
+        ("probe", 0.95),
+        ("lda", 0.7),
+    ],
+)
+def test_every_estimator_finds_a_planted_direction_with_the_mean_s_sign_and_norm(method: str, cosine: float) -> None:
+    positive, negative, direction = planted()
+    vector = ESTIMATORS[method](positive, negative)
+    assert vector.shape == (12,) and vector.dtype == torch.float32
+    assert float(torch.nn.functional.normalize(vector, dim=0) @ direction) > cosine
+    assert float(vector.norm()) == pytest.approx(float(mean_difference(positive, negative).norm()), rel=1e-5)
+    swapped = ESTIMATORS[method](negative, positive)
+    torch.testing.assert_close(swapped, -vector, rtol=1e-3, atol=1e-3)
+
+
+def test_pca_takes_the_largest_spread_of_differences_and_pca_pairs_the_largest_difference() -> None:
+    """Differences of (10, +-1): their mean is along the first axis, their spread along the second."""
+    difference = torch.tensor([[10.0, 1.0], [10.0, -1.0], [10.0, 1.2], [10.0, -1.2]])
+    zeros = torch.zeros_like(difference)
+    pca = ESTIMATORS["pca"](difference, zeros)
+    pairs = ESTIMATORS["pca_pairs"](difference, zeros)
+    assert abs(float(pca[1])) == pytest.approx(10.0) and abs(float(pca[0])) < 1e-5
+    assert pairs.tolist() == pytest.approx([10.0, 0.0], abs=1e-4)
+
+
+@pytest.mark.parametrize("method", ["pca", "pca_pairs", "probe", "lda"])
+def test_pairs_that_are_all_alike_give_no_direction(method: str) -> None:
+    same = torch.ones(4, 3)
+    with pytest.raises(UserError, match="pairs do not give a direction"):
+        ESTIMATORS[method](same, same)

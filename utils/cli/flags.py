@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from utils.behaviors import bundled_behaviors, load_behavior, published_behaviors
 from utils.cli import values
@@ -10,6 +11,7 @@ from utils.errors import UserError
 from utils.model.checkpoints import MODEL_SIZES, ModelChoice, choose_model
 from utils.model.checkpoints import check_layers as check_layers  # scripts take it from here
 from utils.paths import REPOSITORY, DataPaths
+from utils.settings import METHODS, Reading, VectorKind
 
 
 def make_parser(docstring: str | None, *, overwrite: bool = False, seed: bool = False) -> argparse.ArgumentParser:
@@ -63,13 +65,22 @@ def add_layers(parser: argparse.ArgumentParser, default: str = "all of the model
 
 
 def add_multipliers(parser: argparse.ArgumentParser, default: Sequence[float] | None, help_default: str) -> None:
-    parser.add_argument(
+    """--multipliers and, instead of it, --strengths."""
+    amount = parser.add_mutually_exclusive_group()
+    amount.add_argument(
         "--multipliers",
         nargs="+",
         type=values.finite_float,
         default=default,
         metavar="X",
         help=f"multiples of the steering vector that are added; 0 is no steering (default: {help_default})",
+    )
+    amount.add_argument(
+        "--strengths",
+        nargs="+",
+        type=values.finite_float,
+        metavar="S",
+        help="instead of multipliers: the added norm as a share of the layer's median residual norm, e.g. -0.1 0 0.1",
     )
 
 
@@ -106,6 +117,28 @@ def add_device(parser: argparse._ActionsContainer) -> None:
         default="auto",
         help="weights and arithmetic (default: float32, but float16 for 13b and 70b on a GPU)",
     )
+
+
+def add_vector_kind(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """--read and --method: which vectors are meant. With `default`, in words, they narrow down what there is."""
+    parser.add_argument(
+        "--read",
+        choices=get_args(Reading),
+        default=None if default else VectorKind.reading,
+        help="where vectors are read: at the answer's letter, over all tokens of its text, at its last token, or at "
+        f"the last token of the prompt (default: {default or 'letter, as published'})",
+    )
+    parser.add_argument(
+        "--method",
+        choices=METHODS,
+        default=None if default else VectorKind.method,
+        help="how activations become a vector: the mean difference, principal components of the differences or of "
+        f"pair-centred activations, a logistic probe, or a linear discriminant (default: {default or 'mean'})",
+    )
+
+
+def vector_kind(args: argparse.Namespace) -> VectorKind:
+    return VectorKind(args.read, args.method)
 
 
 def add_compute(parser: argparse.ArgumentParser) -> None:

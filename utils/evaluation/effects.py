@@ -105,12 +105,14 @@ def evaluation_command(
     """The command that makes these results; no layers or multipliers stand for the script's defaults."""
     swept: list[object] = ["--behaviors", *behaviors]
     swept += ["--layers", *layers] if layers else []
-    swept += ["--multipliers", *map(_typed, multipliers)] if multipliers else []
+    amounts = list(map(_typed, multipliers))
+    added = [f"--{like.knob}s", *amounts] if amounts else []
     like_this = like.command_words(lambda name: str(paths.weights_of_name(name)))
-    command = paths.command("prompting_with_steering", *swept, *like_this, *choice.command_words)
+    command = paths.command("prompting_with_steering", *swept, *added, *like_this, *choice.command_words)
     if like.type != "open_ended":
         return command
-    return f"{command} && {paths.command('scoring', *swept, *choice.command_words)}"
+    scored = ["--multipliers", *amounts] if amounts else []
+    return f"{command} && {paths.command('scoring', *swept, *scored, *choice.command_words)}"
 
 
 def _typed(number: float) -> str:

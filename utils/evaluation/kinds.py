@@ -9,9 +9,17 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from utils.data.records import ChoiceItem, load_choice_items, load_open_ended_questions
+from utils.data.records import (
+    MATCHING_KEY,
+    OTHER_KEY,
+    ChoiceItem,
+    TextPair,
+    load_choice_items,
+    load_open_ended_questions,
+    load_text_pairs,
+)
 from utils.errors import UserError
 from utils.model.chat_format import PromptTokens
 from utils.settings import ResultType, SteeringSettings
@@ -24,6 +32,9 @@ if TYPE_CHECKING:
     from utils.model.steering import Steering
 
 Combination = tuple[int, float]  # layer, multiplier
+
+
+T = TypeVar("T", bound=PromptTokens)
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,7 @@ class Asked:
     """As the kind loads them; an item of which several answers are drawn stands there as often."""
     steerings: Sequence[DistinctSteering]
 
-    def placed(self, prompt: PromptTokens) -> PromptTokens:
+    def placed(self, prompt: T) -> T:
         """The prompt, steered from where the settings say."""
         return replace(prompt, steer_start=0) if self.settings.steer_positions == "all" else prompt
 
@@ -123,9 +134,48 @@ def _check_finite(probabilities: "Tensor", steerings: Sequence[DistinctSteering]
         if not bool(row.isfinite().all()):
             layer, multiplier = distinct.combinations[0]
             raise UserError(
-                f"layer {layer}, multiplier {multiplier}: the probabilities are not finite in {model.dtype}; "
+                f"layer {layer}, multiplier {multiplier}: the scores are not finite in {model.dtype}; "
                 "use smaller --multipliers or --dtype float32"
             )
+
+
+class AnswerTexts(Questions):
+    """Questions with two answers in words, every steering in one pass over the question.
+
+    An entry is the mean log-probability per token of the matching and of the other answer, [n_steerings, 2].
+    """
+
+    unit = "questions"
+
+    def load(self, path: Path, hint: str) -> list[Any]:
+        return load_text_pairs(path, hint)
+
+    def answer(self, model: "LlamaWrapper", asked: Asked, done: Collection[int]) -> Iterator[tuple[int, Any]]:
+        from utils.model.answer_scoring import AnswerPair
+        from utils.model.pairs import encode_answer
+
+        pairs = []
+        for item in asked.items:
+            answers = (
+                encode_answer(model.chat_format, item.question, answer, asked.system_prompt)
+                for answer in (item.matching, item.other)
+            )
+            pairs.append(AnswerPair(*(asked.placed(answer) for answer in answers)))
+        score = model.score_answers_plainly if asked.request.plainly else model.score_answers
+        steerings = [distinct.steering for distinct in asked.steerings]
+        for index, scores in score(pairs, steerings, asked.request.batch_size, done):
+            _check_finite(scores, asked.steerings, model)
+            yield index, scores.tolist()
+
+    def record(self, item: TextPair, entry: Any, place: int) -> dict[str, Any]:
+        matching, other = entry[place]
+        return {
+            "question": item.question,
+            MATCHING_KEY: item.matching,
+            OTHER_KEY: item.other,
+            "matching_logprob_per_token": matching,
+            "other_logprob_per_token": other,
+        }
 
 
 class FreeAnswers(Questions):
@@ -187,4 +237,5 @@ KINDS: dict[ResultType, Questions] = {
     "open_ended": FreeAnswers(),
     "truthful_qa": ChoiceQuestions("truthful_qa"),
     "mmlu": ChoiceQuestions("mmlu"),
+    "answer_text": AnswerTexts(),
 }

@@ -1,7 +1,6 @@
-"""What a sweep is to make, what of it is there, and what made that; all of it without a model or torch."""
+"""What a sweep is to make and what of it is there; all of it without a model or torch."""
 
-import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,20 +8,18 @@ from typing import TYPE_CHECKING, Any
 from utils.behaviors import load_behavior
 from utils.errors import UserError
 from utils.evaluation.kinds import KINDS, Combination
+from utils.evaluation.stale import known_of_model, warn_of_stale_results
 from utils.files.journal import read_header
-from utils.files.provenance import Differences, describe_differences, differences, read_folder_provenance
 from utils.files.reading import load_vector, sha256_of
 from utils.model import processes
-from utils.model.checkpoints import HALF_PRECISION_SIZES, ModelChoice, check_layers, checkpoint_label
+from utils.model.checkpoints import ModelChoice, check_layers, checkpoint_label
 from utils.model.shapes import ModelShape, model_shape
 from utils.paths import DataPaths
-from utils.settings import ResultType, Side, StartPosition, SteeringSettings
+from utils.settings import Knob, ResultType, Side, StartPosition, SteeringSettings, VectorKind
 from utils.vectors.files import choice_of_label, generate_command, normalize_command
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-log = logging.getLogger(__name__)
 
 JOURNAL_PREFIX, JOURNAL_SUFFIX = ".sweep_", ".jsonl"
 
@@ -48,6 +45,9 @@ class SweepRequest:
     steer_positions: StartPosition = "end_of_prompt"
     vector_behavior: str | None = None
     """Behavior whose vectors are used, whichever is evaluated; None for its own."""
+    vector_kind: VectorKind = VectorKind()
+    knob: Knob = "multiplier"
+    """What `multipliers` are: multiples of the vector, or strengths."""
     temperature: float = 0.0
     num_samples: int = 1
     """Answers to each question."""
@@ -144,7 +144,7 @@ def plan_sweeps(request: SweepRequest) -> SweepPlan:
     n_missing = processes.from_main(
         [len(sweep.missing(request.paths, overwrite=request.overwrite)) for sweep in sweeps]
     )
-    stale = warn_of_stale_results(request, sweeps, _known_of_model(request))
+    stale = warn_of_stale_results(request, sweeps, known_of_model(request))
     return SweepPlan(request, shape, sweeps, tuple(n_missing), stale)
 
 
@@ -169,7 +169,8 @@ def check_request(request: SweepRequest) -> None:
 def _plan_sweep(request: SweepRequest, behavior: str, layers: Sequence[int], weights_sha256: str | None) -> Sweep:
     paths, choice, kind = request.paths, request.choice, KINDS[request.type]
     combinations = tuple((layer, multiplier) for layer in layers for multiplier in sorted(set(request.multipliers)))
-    settings = _settings_of(request, behavior).at(*combinations[0])
+    settings = sweep_settings(request, behavior).at(*combinations[0])
+    system_prompt = load_behavior(paths, behavior).system_prompt(request.system_prompt)
     dataset = paths.test_dataset(behavior, request.type)
     items = kind.load(dataset, f"run: {paths.command('process_raw_datasets', '--behaviors', behavior)}")
     label = settings.override_vector_model or choice.label
@@ -179,6 +180,7 @@ def _plan_sweep(request: SweepRequest, behavior: str, layers: Sequence[int], wei
             layer if request.override_vector is None else request.override_vector,
             label,
             normalized=True,
+            kind=request.vector_kind,
         )
         for layer, multiplier in combinations
         if multiplier != 0
@@ -190,13 +192,13 @@ def _plan_sweep(request: SweepRequest, behavior: str, layers: Sequence[int], wei
         "steered_from": settings.steer_positions,
         "packed": not request.plainly,
         **kind.facts(request),
+        **({"system_prompt": system_prompt} if system_prompt else {}),
         **({"weights_sha256": weights_sha256} if weights_sha256 else {}),
     }
-    system_prompt = load_behavior(paths, behavior).system_prompt(request.system_prompt)
     return Sweep(settings, combinations, system_prompt, vectors, items, facts)
 
 
-def _settings_of(request: SweepRequest, behavior: str) -> SteeringSettings:
+def sweep_settings(request: SweepRequest, behavior: str) -> SteeringSettings:
     """The settings of a behavior's results, at layer 0, multiplier 0."""
     choice, weights = request.choice, request.weights_path
     return SteeringSettings(
@@ -216,6 +218,9 @@ def _settings_of(request: SweepRequest, behavior: str) -> SteeringSettings:
         temperature=request.temperature,
         num_samples=request.num_samples,
         seed=request.seed if request.temperature else 0,
+        read=request.vector_kind.reading,
+        method=request.vector_kind.method,
+        knob=request.knob,
     )
 
 
@@ -246,8 +251,8 @@ def _load_vectors(plan: SweepPlan, sweep: Sweep) -> "dict[int, Tensor]":
     behavior = sweep.settings.vector_behavior or sweep.settings.behavior
     choice = _choice_of_vectors(request)
     layers = (request.layers or ()) if request.override_vector is None else (request.override_vector,)
-    generate = generate_command(request.paths, [behavior], layers, choice)
-    hint = f"run: {generate}, then: {normalize_command(request.paths, [behavior], choice)}"
+    generate = generate_command(request.paths, [behavior], layers, choice, kind=request.vector_kind)
+    hint = f"run: {generate}, then: {normalize_command(request.paths, [behavior], choice, kind=request.vector_kind)}"
     return {layer: load_vector(path, plan.shape.d_model, hint) for layer, path in sweep.vectors.items()}
 
 
@@ -258,68 +263,3 @@ def _choice_of_vectors(request: SweepRequest) -> ModelChoice:
     label = checkpoint_label(request.override_vector_model)
     known = choice_of_label(label)
     return known if known.size else ModelChoice(request.override_vector_model, label, None, False)
-
-
-# --- results that were made otherwise --------------------------------------------------------------
-
-
-def warn_of_stale_results(
-    request: SweepRequest,
-    sweeps: Iterable[Sweep],
-    known_of_model: Mapping[str, Any],
-    said: Collection[Path] = (),
-) -> frozenset[Path]:
-    """Say in one warning which result files that are kept were made by a run that differs from this one, and in what.
-
-    Args:
-        request: With `overwrite` nothing is kept.
-        sweeps: What it sweeps.
-        known_of_model: What is known of the model so far; without loading it that is little.
-        said: Result files of which it has been said already.
-
-    Returns:
-        Those of which it has been said now.
-    """
-    found: dict[Path, Differences] = {}
-    for sweep in () if request.overwrite else sweeps:
-        found |= stale_results(sweep, request.paths, {**known_of_model, **sweep.facts})
-    new = {path: differing for path, differing in found.items() if path not in said}
-    if new:
-        log.warning(
-            "%d result files that are there were made otherwise: %s; e.g. %s; --overwrite makes them again",
-            len(new),
-            describe_differences(new.values()),
-            next(iter(new)),
-        )
-    return frozenset(new)
-
-
-def stale_results(sweep: Sweep, paths: DataPaths, facts: Mapping[str, Any]) -> dict[Path, Differences]:
-    """The result files that are there and were made by a run that differs in `facts`, each with what differs."""
-    folder = paths.results_dir / sweep.settings.behavior
-    runs = read_folder_provenance(folder)
-    found = {}
-    for at in sweep.combinations:
-        path = folder / sweep.settings.at(*at).result_name
-        if path.name in runs and path.exists():
-            differing = differences(_facts_at(facts, *at), _facts_at(runs[path.name], *at))
-            if differing:
-                found[path] = differing
-    return found
-
-
-def _facts_at(facts: Mapping[str, Any], layer: int, multiplier: float) -> dict[str, Any]:
-    """Facts of a run for one combination: of its vectors only the one that is added."""
-    vectors = facts.get("vectors_sha256")
-    vector = vectors.get(str(layer)) if multiplier and isinstance(vectors, Mapping) else None
-    return {**{key: value for key, value in facts.items() if key != "vectors_sha256"}, "vector_sha256": vector}
-
-
-def _known_of_model(request: SweepRequest) -> dict[str, Any]:
-    """What the run record will say of the model, as far as it is known without loading it."""
-    known = {"model": request.choice.label}
-    if request.dtype != "auto":
-        known["dtype"] = request.dtype
-    elif request.choice.size not in HALF_PRECISION_SIZES:
-        known["dtype"] = "float32"
-    return known

@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from utils.data.records import probability_key
+from utils.data.records import MATCHING_KEY, OTHER_KEY, probability_key
 from utils.errors import UserError
 from utils.evaluation.metrics import FloatArray
 from utils.files.reading import read_json
@@ -156,6 +156,45 @@ def load_scores(path: Path) -> ItemValues:
     return ItemValues(_unique(keys), values, nothing, nothing)
 
 
+def load_items(path: Path, result_type: ResultType) -> ItemValues:
+    """Load a result file of any type; open-ended answers by their scores."""
+    match result_type:
+        case "open_ended":
+            return load_scores(path)
+        case "answer_text":
+            return load_answer_texts(path)
+        case _:
+            return load_choice_results(path, result_type)
+
+
+def load_answer_texts(path: Path) -> ItemValues:
+    """Load an answer_text result file: the preference for the matching answer, in nats per token.
+
+    An item's value is the log-probability per token of the matching answer minus that of the other.
+
+    Raises:
+        UserError: If the file is missing or a record is not such a result (names item and key).
+    """
+    records = _load_records(path)
+    columns = []
+    for key in ("matching_logprob_per_token", "other_logprob_per_token"):
+        column = [_log_probability(record, key, path, index) for index, record in enumerate(records)]
+        columns.append(np.array(column, dtype=np.float64))
+    keys = [
+        "\0".join(_text(record, key, path, index) for key in ("question", MATCHING_KEY, OTHER_KEY))
+        for index, record in enumerate(records)
+    ]
+    nothing = np.full(len(records), np.nan)
+    return ItemValues(_unique(keys), columns[0] - columns[1], nothing, nothing)
+
+
+def _log_probability(record: dict[str, Any], key: str, path: Path, index: int) -> float:
+    value = record.get(key)
+    if not _is_number(value) or value > 0:
+        raise UserError(f"{path}, item {index}, key {key!r}: expected a log-probability, found {value!r}")
+    return float(value)
+
+
 def _load_records(path: Path) -> list[dict[str, Any]]:
     records = read_json(path)
     if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):
@@ -271,8 +310,7 @@ class ResultFiles:
     def _load(self, path: Path) -> ItemValues | None:
         if path not in self._loaded:
             try:
-                scored = self.result_type == "open_ended"
-                self._loaded[path] = load_scores(path) if scored else load_choice_results(path, self.result_type)
+                self._loaded[path] = load_items(path, self.result_type)
             except UserError as err:
                 log.warning("left out: %s", err)
                 self.n_unreadable += 1

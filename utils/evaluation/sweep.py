@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from utils.cli.progress import progress
 from utils.evaluation.kinds import KINDS, Asked, Combination, DistinctSteering
-from utils.evaluation.plan import JOURNAL_PREFIX, JOURNAL_SUFFIX, Sweep, SweepPlan, SweepRequest, warn_of_stale_results
+from utils.evaluation.plan import JOURNAL_PREFIX, JOURNAL_SUFFIX, Sweep, SweepPlan, SweepRequest
+from utils.evaluation.stale import warn_of_stale_results
 from utils.files.journal import Journal, open_journal
 from utils.files.provenance import record_provenance
 from utils.files.writing import write_json
 from utils.model import processes
 from utils.model.steering import Steering
+from utils.vectors.norms import layer_norms, multiplier_of_strength
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +50,7 @@ def run_sweeps(model: "LlamaWrapper", plan: SweepPlan, vectors: Mapping[str, "di
         if n_of_sweep:
             log.info("wrote %s: %d result files, %d items each", results_dir, n_of_sweep, len(sweep.items))
         else:
-            log.info("wrote none to %s: another run has written them meanwhile", results_dir)
+            log.info("wrote none to %s: another run has written what was missing meanwhile", results_dir)
     return n_written
 
 
@@ -60,7 +62,9 @@ def run_sweep(model: "LlamaWrapper", request: SweepRequest, sweep: Sweep, vector
     """
     paths = request.paths
     results_dir = paths.results_dir / sweep.settings.behavior
-    run_record = {**model.provenance(), "command": request.command, **sweep.facts}
+    norms = layer_norms(model, paths) if request.knob == "strength" else []
+    of_strength = {"residual_norms": {str(layer): norms[layer] for layer in vectors}} if norms else {}
+    run_record = {**model.provenance(), "command": request.command, **sweep.facts, **of_strength}
     name = f"{JOURNAL_PREFIX}{_identity(request, sweep, run_record)}_{processes.index()}{JOURNAL_SUFFIX}"
     n_written = 0
     while missing := processes.from_main(sweep.missing(paths, overwrite=request.overwrite)):
@@ -70,7 +74,8 @@ def run_sweep(model: "LlamaWrapper", request: SweepRequest, sweep: Sweep, vector
                 journal.remove()  # another run has written them meanwhile
                 break
             combinations = [(layer, at) for layer, at in processes.from_main(journal.header)["combinations"]]
-            evaluation = _Evaluation(model, request, sweep, combinations, vectors, journal, run_record)
+            steerings = _distinct_steerings(combinations, vectors, norms)
+            evaluation = _Evaluation(model, request, sweep, steerings, journal, run_record)
             evaluation.run()
             n_written += evaluation.n_written
             processes.gather(None)  # nobody forgets before all is written
@@ -98,8 +103,7 @@ class _Evaluation:
         model: "LlamaWrapper",
         request: SweepRequest,
         sweep: Sweep,
-        combinations: Sequence[Combination],
-        vectors: "dict[int, Tensor]",
+        steerings: list[DistinctSteering],
         journal: Journal,
         run_record: dict[str, Any],
     ) -> None:
@@ -107,7 +111,7 @@ class _Evaluation:
         self.kind = KINDS[sweep.settings.type]
         self.paths, self.overwrite = request.paths, request.overwrite
         self.items: list[Any] = [item for item in sweep.items for _ in range(sweep.settings.num_samples)]
-        self.steerings = _distinct_steerings(combinations, vectors)
+        self.steerings = steerings
         self.asked = Asked(request, sweep.settings, sweep.system_prompt, self.items, self.steerings)
         self.n_written = 0
         self._complete: set[int] = set()  # places in `steerings`
@@ -173,11 +177,21 @@ class _Evaluation:
             record_provenance(self.paths.results_dir / self.settings.behavior, names, self.run_record)
 
 
-def _distinct_steerings(combinations: Sequence[Combination], vectors: "Mapping[int, Tensor]") -> list[DistinctSteering]:
+def _distinct_steerings(
+    combinations: Sequence[Combination], vectors: "Mapping[int, Tensor]", norms: Sequence[float]
+) -> list[DistinctSteering]:
+    """What is done, once for all combinations that do the same.
+
+    Args:
+        combinations: Layers, and multipliers or strengths.
+        vectors: By layer.
+        norms: Of each layer's residual stream, where the combinations have strengths; else empty.
+    """
     unsteered = tuple(at for at in combinations if at[1] == 0)
     distinct = [DistinctSteering(None, unsteered)] if unsteered else []
-    for layer, multiplier in combinations:
-        if multiplier != 0:
-            steering = Steering(layer, multiplier, vectors[layer])
-            distinct.append(DistinctSteering(steering, ((layer, multiplier),)))
+    for layer, amount in combinations:
+        if amount != 0:
+            vector = vectors[layer]
+            multiplier = multiplier_of_strength(amount, norms[layer], vector) if norms else amount
+            distinct.append(DistinctSteering(Steering(layer, multiplier, vector), ((layer, amount),)))
     return distinct

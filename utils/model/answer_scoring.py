@@ -23,7 +23,7 @@ from transformers import DynamicCache
 
 from utils.model import processes
 from utils.model.architectures import logit_scale
-from utils.model.chat_format import PromptTokens
+from utils.model.chat_format import AnswerTokens
 from utils.model.generation import left_padded
 from utils.model.packing import LayerInputs
 from utils.model.runtime import Runtime
@@ -37,20 +37,20 @@ LOGITS_AT_ONCE = 256
 class AnswerPair:
     """One question with both of its answers, as tokens."""
 
-    matching: PromptTokens
-    """Prompt and answer; the answer begins behind `steer_start`."""
-    other: PromptTokens
+    matching: AnswerTokens
+    other: AnswerTokens
 
     @property
-    def answers(self) -> tuple[PromptTokens, PromptTokens]:
+    def answers(self) -> tuple[AnswerTokens, AnswerTokens]:
         return self.matching, self.other
 
     @property
     def shares_prefix(self) -> bool:
-        """Whether both have the same tokens before the first steered one, and any."""
+        """Whether both have the same tokens before the first steered one, the last of the prompt."""
         starts = {answer.steer_start for answer in self.answers}
         prefixes = {answer.ids[: answer.steer_start] for answer in self.answers}
-        return len(starts) == 1 and starts != {0} and len(prefixes) == 1
+        is_steered_at_its_end = all(answer.n_steered == answer.n_answer + 1 for answer in self.answers)
+        return len(starts) == 1 and starts != {0} and len(prefixes) == 1 and is_steered_at_its_end
 
     @property
     def longest(self) -> int:
@@ -118,7 +118,7 @@ def score_answers_plainly(
         yield index, scores
 
 
-def _score_some_rows(runtime: Runtime, answer: PromptTokens, steerings: Sequence[Steerings], rows: list[int]) -> Tensor:
+def _score_some_rows(runtime: Runtime, answer: AnswerTokens, steerings: Sequence[Steerings], rows: list[int]) -> Tensor:
     return score_rows(runtime, [answer] * len(rows), [steerings[row] for row in rows])
 
 
@@ -128,14 +128,14 @@ def _one_combination(runtime: Runtime, pair: AnswerPair, steering: Steerings) ->
 
 
 @torch.no_grad()
-def score_rows(runtime: Runtime, answers: Sequence[PromptTokens], steerings: Sequence[Steerings]) -> Tensor:
+def score_rows(runtime: Runtime, answers: Sequence[AnswerTokens], steerings: Sequence[Steerings]) -> Tensor:
     """Mean log-probability of each row's answer tokens, [batch], from whole sequences with the model's own logits."""
     ids, mask = left_padded([answer.ids for answer in answers], runtime.pad_id, runtime.device)
     starts = torch.tensor([answer.steer_start for answer in answers], device=runtime.device)
     positions = mask.cumsum(1) - 1
     rows = RowSteering(steerings, runtime.layers)
     rows.positions = (positions >= starts[:, None]) & mask.bool()
-    longest = max(answer.n_steered for answer in answers)  # the last prompt token and the answer
+    longest = 1 + max(answer.n_answer for answer in answers)  # the last prompt token and the answer
     with rows.applied():
         logits = runtime.model(
             input_ids=ids,
@@ -146,7 +146,7 @@ def score_rows(runtime: Runtime, answers: Sequence[PromptTokens], steerings: Seq
         ).logits
     means = []
     for row, answer in zip(logits, answers, strict=True):
-        n = answer.n_steered - 1
+        n = answer.n_answer
         means.append(_log_probabilities(row[-n - 1 : -1], torch.tensor(answer.ids[-n:], device=row.device)).mean())
     return torch.stack(means).cpu()
 
@@ -180,9 +180,16 @@ def score_packed(runtime: Runtime, pairs: Sequence[AnswerPair], steerings: Seque
 class BaseRows:
     """Both answers of some questions as rows behind their questions' prefixes, which run once."""
 
-    def __init__(self, runtime: Runtime, pairs: Sequence[AnswerPair]) -> None:
+    def __init__(self, runtime: Runtime, pairs: Sequence[AnswerPair], *, one_answer: bool = False) -> None:
+        """
+        Args:
+            runtime: Of the model.
+            pairs: With shared prefixes.
+            one_answer: Take the matching answers only.
+        """
         self.runtime = runtime
-        answers = [answer for pair in pairs for answer in pair.answers]
+        self._rows_per_prefix = 1 if one_answer else 2
+        answers = [answer for pair in pairs for answer in pair.answers[: self._rows_per_prefix]]
         tails = [answer.ids[answer.steer_start : -1] for answer in answers]  # nothing is predicted behind the last
         length = max(len(tail) for tail in tails)
         device = runtime.device
@@ -197,7 +204,7 @@ class BaseRows:
         self.counts = torch.tensor([len(tail) for tail in tails])
         prefixes = [pair.matching.ids[: pair.matching.steer_start] for pair in pairs]
         self._prefix, prefix_mask = self._run_prefixes(prefixes)
-        self._mask = self._build_mask(prefix_mask.repeat_interleave(2, dim=0), length)
+        self._mask = self._build_mask(prefix_mask.repeat_interleave(self._rows_per_prefix, dim=0), length)
 
     def _run_prefixes(self, prefixes: Sequence[Sequence[int]]) -> tuple[DynamicCache, Tensor]:
         ids, mask = left_padded(prefixes, self.runtime.pad_id, self.runtime.device)
@@ -231,32 +238,55 @@ class BaseRows:
         Returns:
             [1 + len(combinations), rows], float32.
         """
+        predicting = self._predicting(combinations)  # [1 + n, tokens, d_model]
+        targets = self.targets.to(predicting.device).expand(len(predicting), -1)
+        each = [
+            _log_probabilities(logits, ids.to(logits.device))
+            for logits, ids in zip(
+                self._logits(predicting.flatten(0, 1)), targets.flatten().split(LOGITS_AT_ONCE), strict=True
+            )
+        ]
+        scores = torch.cat(each).unflatten(0, targets.shape)
+        row_of = torch.arange(len(self.counts)).repeat_interleave(self.counts).to(scores.device)
+        sums = torch.zeros(len(scores), len(self.counts), device=scores.device, dtype=scores.dtype)
+        return sums.index_add_(1, row_of, scores) / self.counts.to(scores.device)
+
+    def kl(self, combinations: Sequence[tuple[Steering, ...]]) -> Tensor:
+        """KL(unsteered || steered) of the next-token distribution at every answer token.
+
+        Args:
+            combinations: By ascending first layer.
+
+        Returns:
+            [len(combinations), n_tokens], float32, in nats.
+        """
+        predicting = self._predicting(combinations)
+        expected = torch.cat([logits.float().log_softmax(-1) for logits in self._logits(predicting[0])])
+        rows = []
+        for steered in predicting[1:]:
+            found = torch.cat([logits.float().log_softmax(-1) for logits in self._logits(steered)])
+            rows.append((expected.exp() * (expected - found)).sum(-1).clamp(min=0))
+        return torch.stack(rows)
+
+    def _predicting(self, combinations: Sequence[tuple[Steering, ...]]) -> Tensor:
+        """Hidden states behind the final norm where an answer token is predicted, [1 + n, tokens, d_model]."""
         with rows_enter_late(self.runtime.layers, len(self.input_ids), combinations):
             hidden = self.runtime.model.get_decoder()(
                 input_ids=self.input_ids,
                 attention_mask=self._mask,
                 position_ids=self.position_ids,
-                past_key_values=_SharedPrefixes(self._prefix, rows_per_prefix=2),
+                past_key_values=_SharedPrefixes(self._prefix, rows_per_prefix=self._rows_per_prefix),
                 use_cache=True,
             )[0]
-        predicting = hidden.unflatten(0, (1 + len(combinations), -1))[:, self.is_predicting]  # [1 + n, tokens, d_model]
-        targets = self.targets.to(hidden.device).expand(len(predicting), -1)
-        each = self._head(predicting.flatten(0, 1), targets.flatten()).unflatten(0, targets.shape)
-        row_of = torch.arange(len(self.counts)).repeat_interleave(self.counts).to(each.device)
-        sums = torch.zeros(len(each), len(self.counts), device=each.device, dtype=each.dtype)
-        return sums.index_add_(1, row_of, each) / self.counts.to(each.device)
+        return hidden.unflatten(0, (1 + len(combinations), -1))[:, self.is_predicting]
 
-    def _head(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Log-probabilities of targets [n] from hidden states [n, d_model] behind the final norm."""
+    def _logits(self, hidden: Tensor) -> Iterator[Tensor]:
+        """Logits of hidden states [n, d_model] behind the final norm, some rows at a time."""
         head: nn.Module = self.runtime.model.get_output_embeddings()
         scale = logit_scale(self.runtime.config)
-        parts = []
-        for some, ids in zip(hidden.split(LOGITS_AT_ONCE), targets.split(LOGITS_AT_ONCE), strict=True):
+        for some in hidden.split(LOGITS_AT_ONCE):
             logits = head(some) * scale.factor
-            if scale.softcap is not None:
-                logits = torch.tanh(logits / scale.softcap) * scale.softcap
-            parts.append(_log_probabilities(logits, ids.to(logits.device)))
-        return torch.cat(parts)
+            yield logits if scale.softcap is None else torch.tanh(logits / scale.softcap) * scale.softcap
 
 
 class _SharedPrefixes(DynamicCache):

@@ -38,6 +38,14 @@ class PromptTokens:
         return len(self.ids) - self.steer_start
 
 
+@dataclass(frozen=True)
+class AnswerTokens(PromptTokens):
+    """A prompt with a whole answer behind it."""
+
+    n_answer: int
+    """Tokens of the answer: the last ones."""
+
+
 class ChatFormat:
     """Writes prompts for one tokenizer in one format."""
 

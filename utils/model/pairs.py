@@ -9,8 +9,8 @@ from torch import Tensor
 from utils.data.records import AnyPair, ContrastPair, PromptPair, TextPair
 from utils.errors import UserError
 from utils.files.reading import short
-from utils.model.chat_format import ChatFormat, PromptTokens
-from utils.paths import Reading
+from utils.model.chat_format import AnswerTokens, ChatFormat
+from utils.settings import Reading
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ def encode_pair(chat_format: ChatFormat, pair: AnyPair, reading: Reading = "lett
 
 def encode_answer(
     chat_format: ChatFormat, question: str, answer: str, system_prompt: str | None = None
-) -> PromptTokens:
-    """Question and answer as tokens; the answer's are those behind `steer_start`.
+) -> AnswerTokens:
+    """Question and answer as tokens, steered from the last token of the question's turn on.
 
     Raises:
         UserError: If the answer has no token of its own.
@@ -96,11 +96,11 @@ def encode_answer(
     tokens = chat_format.encode(question, answer, system_prompt)
     if tokens.n_steered < 2:
         raise UserError(f"the answer {short(answer)} has no token of its own behind the question {short(question)}")
-    return tokens
+    return AnswerTokens(tokens.ids, tokens.steer_start, tokens.n_steered - 1)
 
 
-def _half(answer: PromptTokens, *, whole: bool) -> HalfTokens:
-    return HalfTokens(answer.ids, answer.steer_start + 1 if whole else len(answer) - 1)
+def _half(answer: AnswerTokens, *, whole: bool) -> HalfTokens:
+    return HalfTokens(answer.ids, len(answer) - answer.n_answer if whole else len(answer) - 1)
 
 
 def read_mask(pairs: Sequence[PairTokens], tail_length: int) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from utils.errors import UserError
 from utils.files.reading import load_vector
-from utils.paths import REPOSITORY, DataPaths, VectorKind
+from utils.paths import REPOSITORY, DataPaths
+from utils.settings import VectorKind
 
 Operator = Callable[[Tensor, Tensor, float], Tensor]
 """Residual stream [..., d_model], vector [d_model], multiplier -> the edited residual stream, in the same shape and

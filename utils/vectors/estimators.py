@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError
+from utils.settings import METHODS
 
 if TYPE_CHECKING:
     from numpy import float64
@@ -68,6 +69,12 @@ def check_tables(positive: Tensor, negative: Tensor) -> None:
         )
 
 
+def _check_spread(rows: Tensor) -> None:
+    """Refuse rows that are all zero (or not finite): they have no direction."""
+    if not float(rows.norm()) > 0:
+        raise UserError(f"{rows.shape[0]} pairs do not give a direction; their activations do not differ")
+
+
 def with_mean_s_sign_and_norm(direction: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
     """A direction scaled to the mean difference's norm, and turned to its side.
 
@@ -80,7 +87,7 @@ def with_mean_s_sign_and_norm(direction: Tensor, positive: Tensor, negative: Ten
     mean = mean_difference(positive, negative).double()
     length = direction.norm()
     if not bool(length.isfinite()) or float(length) == 0.0:
-        raise UserError(f"{positive.shape[0]} pairs do not give a direction; the activations are all alike")
+        raise UserError(f"{positive.shape[0]} pairs do not give a direction; their activations do not differ")
     unit = direction / length
     return (unit * mean.norm() * (-1.0 if float(unit @ mean) < 0 else 1.0)).float()
 
@@ -104,6 +111,7 @@ def principal_pair_axis(positive: Tensor, negative: Tensor) -> Tensor:
 def _first_component(rows: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
     from sklearn.decomposition import PCA
 
+    _check_spread(rows - rows.mean(dim=0))
     component = PCA(n_components=1, svd_solver="full").fit(rows.cpu().numpy()).components_[0]
     return with_mean_s_sign_and_norm(torch.from_numpy(component).to(positive.device), positive, negative)
 
@@ -132,6 +140,7 @@ def _sides(positive: Tensor, negative: Tensor) -> "tuple[NDArray[float64], NDArr
     import numpy as np
 
     check_tables(positive, negative)
+    _check_spread(positive.double() - negative.double())
     half = ((positive.double() - negative.double()) / 2).cpu().numpy()
     return np.concatenate([half, -half]), np.repeat([1.0, 0.0], len(half))
 
@@ -144,7 +153,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "probe": probe_direction,
     "lda": discriminant_direction,
 }
-METHODS = tuple(ESTIMATORS)
+assert tuple(ESTIMATORS) == METHODS, "the flag --method names the estimators"
 
 
 def normalize_to_mean_norm(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from utils.errors import UserError
 from utils.model.checkpoints import EMBEDDED_SIZE, MODEL_SIZES, ModelChoice, choose_model
-from utils.paths import DataPaths, VectorKind
+from utils.paths import DataPaths
+from utils.settings import VectorKind
 
 if TYPE_CHECKING:
     from numpy import float64
@@ -55,6 +56,7 @@ def generate_command(
     choice: ModelChoice | None,
     *,
     activations: bool = False,
+    kind: VectorKind = VectorKind(),
 ) -> str:
     """The command that makes vectors (and activations); what is empty or None is left to its defaults."""
     words: list[object] = ["--save_activations"] if activations else []
@@ -62,13 +64,15 @@ def generate_command(
         words += ["--behaviors", *behaviors]
     if numbers := list(layers):
         words += ["--layers", *numbers]
-    return paths.command("generate_vectors", *words, *(choice.command_words if choice else ()))
+    return paths.command("generate_vectors", *words, *kind.command_words, *(choice.command_words if choice else ()))
 
 
-def normalize_command(paths: DataPaths, behaviors: Sequence[str], choice: ModelChoice | None) -> str:
+def normalize_command(
+    paths: DataPaths, behaviors: Sequence[str], choice: ModelChoice | None, *, kind: VectorKind = VectorKind()
+) -> str:
     """The command that normalises vectors; what is empty or None is left to its defaults."""
     words = ["--behaviors", *behaviors] if behaviors else []
-    return paths.command("normalize_vectors", *words, *(choice.command_words if choice else ()))
+    return paths.command("normalize_vectors", *words, *kind.command_words, *(choice.command_words if choice else ()))
 
 
 def layer_ranges(layers: Iterable[int]) -> str:

@@ -17,7 +17,8 @@ from utils.errors import UserError
 from utils.files.provenance import read_folder_provenance, record_provenance
 from utils.files.reading import load_vector, sha256_of
 from utils.files.writing import tensor_bytes, write_bytes
-from utils.paths import DataPaths, VectorKind
+from utils.paths import DataPaths, VectorFile
+from utils.settings import Reading, VectorKind
 from utils.vectors.files import layer_ranges
 
 if TYPE_CHECKING:
@@ -36,9 +37,21 @@ class NormalizeRequest:
     """None for those that are there."""
     label: str | None
     """The model's; None for every model."""
+    reading: Reading | None
+    """None for every reading."""
+    method: str | None
+    """None for every method."""
     overwrite: bool
     command: str
     """The command line, for the provenance records."""
+
+    def wants(self, file: VectorFile) -> bool:
+        """Whether a vector is of a model and kind that was asked for."""
+        return (
+            self.label in (None, file.model_label)
+            and self.reading in (None, file.kind.reading)
+            and self.method in (None, file.kind.method)
+        )
 
 
 @dataclass(frozen=True)
@@ -70,7 +83,7 @@ def find_sets(request: NormalizeRequest) -> list[VectorSet]:
     found: dict[tuple[str, VectorKind], dict[str, set[int]]] = {}
     for behavior in list_behaviors(request.paths):
         for file in request.paths.vector_files(behavior, normalized=False):
-            if request.label in (None, file.model_label):
+            if request.wants(file):
                 layers_of = found.setdefault((file.model_label, file.kind), {})
                 layers_of.setdefault(behavior, set()).add(file.layer)
     sets = [

@@ -1,20 +1,23 @@
 """Which vectors are to be made: what was asked for, less what is there. Needs no model."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from utils.data.records import load_contrast_pairs
+from utils.data.records import (
+    AnyPair,
+    load_contrast_pairs,
+    load_prompt_pairs,
+    load_text_pairs,
+    text_pairs_path,
+)
 from utils.files.provenance import read_folder_provenance
 from utils.files.reading import sha256_of
 from utils.model.checkpoints import ModelChoice
-from utils.paths import DataPaths, VectorKind, vector_name
-from utils.settings import Side
-
-if TYPE_CHECKING:
-    from utils.data.records import ContrastPair
+from utils.paths import DataPaths, vector_name
+from utils.settings import Reading, Side, VectorKind
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +65,39 @@ class BehaviorPlan:
 
     behavior: str
     dataset: Path
-    pairs: "list[ContrastPair]"
+    pairs: Sequence[AnyPair]
     layers: tuple[int, ...]
     """Whose files are to be written; none where all are there."""
+
+
+_LOADERS: dict[Reading, Callable[[Path, str], Sequence[AnyPair]]] = {
+    "letter": partial(load_contrast_pairs, for_text="--read answer reads such pairs"),
+    "answer": load_text_pairs,
+    "last": load_text_pairs,
+    "prompt": load_prompt_pairs,
+}
+
+
+def pairs_path(paths: DataPaths, behavior: str, reading: Reading) -> Path:
+    """The generate set that a reading takes."""
+    match reading:
+        case "letter":
+            return paths.generate_dataset(behavior)
+        case "prompt":
+            return paths.generate_prompts(behavior)
+        case _:
+            return text_pairs_path(paths, behavior)
+
+
+def load_pairs_for(paths: DataPaths, behavior: str, reading: Reading) -> tuple[Path, Sequence[AnyPair]]:
+    """The generate set that a reading takes, and where it is.
+
+    Raises:
+        UserError: If it is missing or broken, or of another form.
+    """
+    dataset = pairs_path(paths, behavior, reading)
+    hint = f"run: {paths.command('process_raw_datasets', '--behaviors', behavior)}"
+    return dataset, _LOADERS[reading](dataset, hint)
 
 
 def plan_extraction(request: ExtractionRequest) -> list[BehaviorPlan]:
@@ -75,10 +108,7 @@ def plan_extraction(request: ExtractionRequest) -> list[BehaviorPlan]:
     """
     plans = []
     for behavior in request.behaviors:
-        dataset = request.paths.generate_dataset(behavior)
-        pairs = load_contrast_pairs(
-            dataset, f"run: {request.paths.command('process_raw_datasets', '--behaviors', behavior)}"
-        )
+        dataset, pairs = load_pairs_for(request.paths, behavior, request.kind.reading)
         layers = request.layers if request.overwrite else request.missing_layers(behavior, request.layers)
         plans.append(BehaviorPlan(behavior, dataset, pairs, tuple(layers)))
     for plan in plans:
