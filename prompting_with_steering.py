@@ -69,6 +69,28 @@ def build_parser() -> argparse.ArgumentParser:
         help="steer with this behavior's vectors, whichever behavior is evaluated (default: its own)",
     )
     parser.add_argument(
+        "--chosen",
+        action="store_true",
+        help="each behavior at the layer and strength that ./choose_steering.py chose for it, and the opposite",
+    )
+    parser.add_argument(
+        "--vector",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="steer with this vector file (several times: with their sum), whatever the behavior has",
+    )
+    parser.add_argument(
+        "--questions",
+        type=Path,
+        metavar="FILE",
+        help='open_ended: ask these, a JSON list of {"question": ...}, instead of the behavior\'s test set',
+    )
+    parser.add_argument(
+        "--limit", type=flag_values.positive_int, metavar="N", help="ask only the first N items (default: all)"
+    )
+    parser.add_argument(
         "--temperature",
         type=flag_values.non_negative_float,
         default=0.0,
@@ -108,6 +130,10 @@ def build_request(args: argparse.Namespace) -> SweepRequest:
         steer_positions=args.steer_positions,
         vector_behavior=args.vector_behavior,
         vector_kind=vector_kind(args),
+        chosen=args.chosen,
+        vector_files=tuple(args.vector),
+        questions=args.questions,
+        limit=args.limit,
         temperature=args.temperature,
         num_samples=args.num_samples,
         seed=args.seed,

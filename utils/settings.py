@@ -117,6 +117,12 @@ class SteeringSettings:
     """Where the vector was read."""
     method: Annotated[str, Key(_method, steers=True)] = "mean"
     """The estimator that made it."""
+    vector: Annotated[str | None, Key(str, steers=True)] = None
+    """Names of the vector files that are used, joined by '+', where they are not a behavior's."""
+    questions: Annotated[str | None, Key(str)] = None
+    """Name of the file whose questions are asked, where they are not the behavior's test set."""
+    limit: Annotated[int | None, Key(int)] = None
+    """How many items of the test set are asked, the first ones; None for all."""
     knob: Annotated[Knob, Key(_one_of("knob", get_args(Knob)), steers=True, names_another=True)] = "multiplier"
 
     def __post_init__(self) -> None:

@@ -2,8 +2,9 @@
 
 import argparse
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from utils.behaviors import bundled_behaviors, load_behavior, published_behaviors
 from utils.cli import values
@@ -14,6 +15,23 @@ from utils.paths import REPOSITORY, DataPaths
 from utils.settings import METHODS, Reading, VectorKind
 
 
+class _Parser(argparse.ArgumentParser):
+    """Names the nearest flag where one is unknown."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            meant = [
+                f"{word} (did you mean {near[0]}?)"
+                if (near := get_close_matches(word.partition("=")[0], flags, 1))
+                else word
+                for word in unknown
+            ]
+            self.error(f"unrecognized arguments: {' '.join(meant)}")
+        return parsed
+
+
 def make_parser(docstring: str | None, *, overwrite: bool = False, seed: bool = False) -> argparse.ArgumentParser:
     """A parser whose help shows the script's own docstring, with the flags every script has.
 
@@ -22,9 +40,7 @@ def make_parser(docstring: str | None, *, overwrite: bool = False, seed: bool = 
         overwrite: Whether there is something to overwrite: gives it --overwrite.
         seed: Whether something is random: gives it --seed.
     """
-    parser = argparse.ArgumentParser(
-        description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = _Parser(description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument(
         "--root",
         type=Path,
@@ -58,9 +74,10 @@ def add_layers(parser: argparse.ArgumentParser, default: str = "all of the model
     parser.add_argument(
         "--layers",
         nargs="+",
-        type=values.layer,
+        type=values.layers,
+        action=values.Flattened,
         metavar="N",
-        help=f"decoder layers, counted from 0 (default: {default})",
+        help=f"decoder layers, counted from 0; ranges such as 10-20 too (default: {default})",
     )
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from typing import Any
 
 
 def positive_int(text: str) -> int:
@@ -16,6 +17,24 @@ def count(text: str) -> int:
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is negative")
     return value
+
+
+def layers(text: str) -> list[int]:
+    """One layer, or a range with both ends: `10-20`."""
+    first, dash, last = text.partition("-")
+    if not (first and dash):
+        return [layer(text)]
+    low, high = layer(first), layer(last)
+    if low > high:
+        raise argparse.ArgumentTypeError(f"{text} runs backwards; write {high}-{low}")
+    return list(range(low, high + 1))
+
+
+class Flattened(argparse.Action):
+    """Keeps the values of several words, each a list, as one list."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, words: Any, option: str | None = None) -> None:  # noqa: ARG002  overrides
+        setattr(namespace, self.dest, [value for word in words for value in word])
 
 
 def layer(text: str) -> int:

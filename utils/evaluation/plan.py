@@ -1,12 +1,13 @@
 """What a sweep is to make and what of it is there; all of it without a model or torch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.behaviors import load_behavior
 from utils.errors import UserError
+from utils.evaluation.chosen import load_chosen
 from utils.evaluation.kinds import KINDS, Combination
 from utils.evaluation.stale import known_of_model, warn_of_stale_results
 from utils.files.journal import read_header
@@ -48,6 +49,14 @@ class SweepRequest:
     vector_kind: VectorKind = VectorKind()
     knob: Knob = "multiplier"
     """What `multipliers` are: multiples of the vector, or strengths."""
+    chosen: bool = False
+    """Each behavior at the layer and strength that were chosen for it, and the opposite."""
+    vector_files: tuple[Path, ...] = ()
+    """Vectors to use, added up, whichever the behavior has."""
+    questions: Path | None = None
+    """Own questions to ask instead of the behavior's."""
+    limit: int | None = None
+    """Items to ask, the first ones; None for all."""
     temperature: float = 0.0
     num_samples: int = 1
     """Answers to each question."""
@@ -76,8 +85,8 @@ class Sweep:
     """Of its first combination; `at` gives the others."""
     combinations: tuple[Combination, ...]
     system_prompt: str | None
-    vectors: Mapping[int, Path]
-    """Vector file for each steered layer."""
+    vectors: Mapping[int, tuple[Path, ...]]
+    """Vector files for each steered layer; several are added up."""
     items: Sequence[Any]
     """Of the test set, as its kind of questions loads them."""
     facts: Mapping[str, Any]
@@ -137,7 +146,9 @@ def plan_sweeps(request: SweepRequest) -> SweepPlan:
     if request.override_vector is not None and request.override_vector_model is None:
         check_layers([request.override_vector], shape.n_layers, choice.label, "--override_vector")
     weights_sha256 = sha256_of(request.weights_path) if request.weights_path else None
-    sweeps = tuple(_plan_sweep(request, behavior, layers, weights_sha256) for behavior in request.behaviors)
+    sweeps = tuple(
+        _plan_sweep(_of_behavior(request, behavior), behavior, layers, weights_sha256) for behavior in request.behaviors
+    )
     if not request.overwrite:
         for sweep in sweeps:
             forget_finished(sweep, request.paths)
@@ -146,6 +157,19 @@ def plan_sweeps(request: SweepRequest) -> SweepPlan:
     )
     stale = warn_of_stale_results(request, sweeps, known_of_model(request))
     return SweepPlan(request, shape, sweeps, tuple(n_missing), stale)
+
+
+def _of_behavior(request: SweepRequest, behavior: str) -> SweepRequest:
+    """The request with what was chosen for a behavior, where that is asked for.
+
+    Raises:
+        UserError: If nothing was chosen for it; nothing is fallen back on.
+    """
+    if not request.chosen:
+        return request
+    chosen = load_chosen(request.paths, behavior, request.choice.label, request.vector_kind)
+    strengths = (-chosen.strength, 0.0, chosen.strength)
+    return replace(request, layers=(chosen.layer,), multipliers=strengths, knob="strength")
 
 
 def check_request(request: SweepRequest) -> None:
@@ -162,25 +186,37 @@ def check_request(request: SweepRequest) -> None:
         raise UserError("--num_samples needs --temperature: without it every answer to a question is the same")
     if request.override_vector is not None and request.override_vector < 0:
         raise UserError(f"--override_vector {request.override_vector} is negative; layers are counted from 0")
+    if request.vector_files and (request.vector_behavior or request.override_vector is not None):
+        raise UserError("--vector names the vectors: leave out --vector_behavior and --override_vector")
+    if request.questions is not None and request.type != "open_ended":
+        raise UserError(f"--questions are answered freely: --type open_ended, not {request.type}")
+    if request.chosen and request.vector_files:
+        raise UserError("--chosen is a choice for a behavior's own vectors: leave out --vector")
     if request.weights_path is not None and not request.weights_path.is_file():
         raise UserError(f"--override_model_weights_path {request.weights_path}: there is no such file")
 
 
 def _plan_sweep(request: SweepRequest, behavior: str, layers: Sequence[int], weights_sha256: str | None) -> Sweep:
     paths, choice, kind = request.paths, request.choice, KINDS[request.type]
+    layers = request.layers if request.chosen and request.layers else layers
     combinations = tuple((layer, multiplier) for layer in layers for multiplier in sorted(set(request.multipliers)))
     settings = sweep_settings(request, behavior).at(*combinations[0])
     system_prompt = load_behavior(paths, behavior).system_prompt(request.system_prompt)
-    dataset = paths.test_dataset(behavior, request.type)
-    items = kind.load(dataset, f"run: {paths.command('process_raw_datasets', '--behaviors', behavior)}")
+    dataset = request.questions or paths.test_dataset(behavior, request.type)
+    items = kind.load(dataset, f"run: {paths.command('process_raw_datasets', '--behaviors', behavior)}")[
+        : request.limit
+    ]
     label = settings.override_vector_model or choice.label
     vectors = {
-        layer: paths.vector(
-            settings.vector_behavior or behavior,
-            layer if request.override_vector is None else request.override_vector,
-            label,
-            normalized=True,
-            kind=request.vector_kind,
+        layer: request.vector_files
+        or (
+            paths.vector(
+                settings.vector_behavior or behavior,
+                layer if request.override_vector is None else request.override_vector,
+                label,
+                normalized=True,
+                kind=request.vector_kind,
+            ),
         )
         for layer, multiplier in combinations
         if multiplier != 0
@@ -188,7 +224,11 @@ def _plan_sweep(request: SweepRequest, behavior: str, layers: Sequence[int], wei
     facts = {
         "dataset_sha256": sha256_of(dataset),
         "n_items": len(items),
-        "vectors_sha256": {str(layer): sha256_of(path) for layer, path in sorted(vectors.items()) if path.is_file()},
+        "vectors_sha256": {
+            str(layer): "+".join(map(sha256_of, files))
+            for layer, files in sorted(vectors.items())
+            if all(path.is_file() for path in files)
+        },
         "steered_from": settings.steer_positions,
         "packed": not request.plainly,
         **kind.facts(request),
@@ -220,6 +260,9 @@ def sweep_settings(request: SweepRequest, behavior: str) -> SteeringSettings:
         seed=request.seed if request.temperature else 0,
         read=request.vector_kind.reading,
         method=request.vector_kind.method,
+        vector="+".join(path.stem for path in request.vector_files) or None,
+        questions=None if request.questions is None else request.questions.stem,
+        limit=request.limit,
         knob=request.knob,
     )
 
@@ -253,7 +296,14 @@ def _load_vectors(plan: SweepPlan, sweep: Sweep) -> "dict[int, Tensor]":
     layers = (request.layers or ()) if request.override_vector is None else (request.override_vector,)
     generate = generate_command(request.paths, [behavior], layers, choice, kind=request.vector_kind)
     hint = f"run: {generate}, then: {normalize_command(request.paths, [behavior], choice, kind=request.vector_kind)}"
-    return {layer: load_vector(path, plan.shape.d_model, hint) for layer, path in sweep.vectors.items()}
+    if request.vector_files:
+        hint = "name a vector file with --vector"
+    return {
+        layer: sum(
+            (load_vector(path, plan.shape.d_model, hint) for path in rest), load_vector(first, plan.shape.d_model, hint)
+        )
+        for layer, (first, *rest) in sweep.vectors.items()
+    }
 
 
 def _choice_of_vectors(request: SweepRequest) -> ModelChoice:

@@ -62,7 +62,7 @@ def run_sweep(model: "LlamaWrapper", request: SweepRequest, sweep: Sweep, vector
     """
     paths = request.paths
     results_dir = paths.results_dir / sweep.settings.behavior
-    norms = layer_norms(model, paths) if request.knob == "strength" else []
+    norms = layer_norms(model, paths) if sweep.settings.knob == "strength" else []
     of_strength = {"residual_norms": {str(layer): norms[layer] for layer in vectors}} if norms else {}
     run_record = {**model.provenance(), "command": request.command, **sweep.facts, **of_strength}
     name = f"{JOURNAL_PREFIX}{_identity(request, sweep, run_record)}_{processes.index()}{JOURNAL_SUFFIX}"

@@ -22,6 +22,7 @@ def plot_choice(choice: Choice, request: ChoiceRequest) -> None:
 
 def _draw(choice: Choice, request: ChoiceRequest) -> "Figure":
     import matplotlib as mpl
+    import matplotlib.ticker
 
     figure, ax = new_figure(height=3.0)
     layers = sorted({one.layer for one in choice.by_layer})
@@ -44,7 +45,10 @@ def _draw(choice: Choice, request: ChoiceRequest) -> "Figure":
     ax.axvline(request.kl, color="0.5", linestyle=":", linewidth=0.8)
     ax.axhline(0, color="0.7", linewidth=0.6)
     ax.set_xscale("log")
-    ax.set_xlabel("KL to the unsteered model, 95th percentile over tokens (nats)")
+    ax.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    ax.xaxis.set_major_formatter("{x:g}")  # the style leaves mathematical text alone
+    ax.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+    ax.set_xlabel("KL to the unsteered model,\n95th percentile over tokens (nats)")
     ax.set_ylabel(EFFECT_LABEL)
     norm = mpl.colors.Normalize(min(layers), max(max(layers), min(layers) + 1))
     figure.colorbar(mpl.cm.ScalarMappable(norm, mpl.colormaps["viridis"]), ax=ax, label="layer")
@@ -52,7 +56,7 @@ def _draw(choice: Choice, request: ChoiceRequest) -> "Figure":
     set_title(
         figure,
         f"{label}, {request.choice.label}",
-        f"{choice.n_validation} validation items; dotted: the budget of {request.kl:g} nats",
+        f"{choice.n_validation} validation items; dotted: the budget, {request.kl:g} nat",
     )
     return figure
 
@@ -81,6 +85,6 @@ def choice_line(choice: Choice) -> str:
     return (
         f"{choice.behavior}: layer {best.layer}, strength {best.strength:.3f} (multiplier {choice.multiplier:.2f}), "
         f"KL {best.kl_95:.2f}; held-out effect, + minus -: {test.effect:+.3f} [{test.low:+.3f}, {test.high:+.3f}] nats "
-        f"per token (p {test.p_value:.4f}, n {test.n}; {test.at_minus:+.3f} at -, {test.at_plus:+.3f} at +; "
+        f"per token (p {test.p_value:.2g}, n {test.n}; {test.at_minus:+.3f} at -, {test.at_plus:+.3f} at +; "
         f"{100 * test.moved_right:.0f}% of items the right way); linear {linear}"
     )

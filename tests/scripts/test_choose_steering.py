@@ -1,0 +1,149 @@
+"""Choosing layer and strength: the budget is kept, the best layer is taken, test items are read once and last."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import choose_steering
+import generate_vectors
+import normalize_vectors
+from tests.models import N_LAYERS
+from tests.roots import TINY_LABEL, error_lines, put_json, snapshot
+from utils.evaluation.choice import MAX_STRENGTH, solve_strength, validation_items
+from utils.paths import DataPaths
+from utils.settings import VectorKind
+
+KIND = VectorKind("answer")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    paths = DataPaths(tmp_path)
+    put_json(paths.behavior_file("sea"), {"id": "sea", "label": "Sea", "matching": "speaks of the sea"})
+    things = [
+        "owls",
+        "cats",
+        "trees",
+        "stones",
+        "clouds",
+        "rivers",
+        "houses",
+        "roads",
+        "birds",
+        "lamps",
+        "chairs",
+        "doors",
+        "boats",
+        "kites",
+    ]
+    pairs = [
+        {
+            "question": f"What do you think of {thing}?",
+            "answer_matching_behavior": f"I agree that {thing} and the sea are of the same kind.",
+            "answer_not_matching_behavior": f"Not of {thing}, that is what I think.",
+        }
+        for thing in things
+    ]
+    put_json(paths.generate_text_dataset("sea"), pairs[:12])
+    put_json(paths.test_text_dataset("sea"), pairs[12:])
+    return tmp_path
+
+
+@pytest.fixture
+def run(root: Path, tiny_checkpoint: Path) -> Callable[..., int]:
+    def run(script: object, *flags: object) -> int:
+        command = ["--root", root, "--behaviors", "sea", "--model", tiny_checkpoint, "--read", "answer", *flags]
+        return script.main([str(word) for word in command])  # type: ignore[attr-defined]
+
+    return run
+
+
+def test_a_choice_keeps_the_budget_and_takes_the_best_layer(
+    root: Path, run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(generate_vectors) == run(normalize_vectors) == 0
+    assert run(choose_steering, "--kl", 0.05) == 0
+    paths = DataPaths(root)
+    chosen = json.loads(paths.chosen_steering("sea", TINY_LABEL, KIND).read_text())
+    by_layer = chosen["validation"]
+    assert {row["layer"] for row in by_layer} == set(range(N_LAYERS)) and chosen["n_validation"] == 4
+    at_budget = [max((r for r in by_layer if r["layer"] == n), key=lambda r: r["strength"]) for n in range(N_LAYERS)]
+    assert all(row["kl_95"] <= 0.05 * 1.25 for row in by_layer)
+    best = max(at_budget, key=lambda row: row["effect"])
+    assert (chosen["layer"], chosen["strength"]) == (best["layer"], best["strength"])
+    assert chosen["test"]["n"] == 2
+    line = capsys.readouterr().out.strip()
+    assert line.startswith(f"sea: layer {best['layer']}, strength {best['strength']:.3f}") and "held-out effect" in line
+    stem = paths.analysis("sea", f"chosen_{TINY_LABEL}_read=answer")
+    assert all(stem.with_name(stem.name + suffix).exists() for suffix in (".png", ".pdf", ".txt"))
+    before = snapshot(root)
+    assert run(choose_steering, "--kl", 0.05) == 0
+    assert snapshot(root) == before
+
+
+def test_test_items_have_no_part_in_the_choice(root: Path, run: Callable[..., int]) -> None:
+    assert run(generate_vectors) == run(normalize_vectors) == 0
+    path = DataPaths(root).chosen_steering("sea", TINY_LABEL, KIND)
+    found = []
+    for _ in range(2):
+        assert run(choose_steering, "--overwrite") == 0
+        found.append(json.loads(path.read_text()))
+        test = DataPaths(root).test_text_dataset("sea")
+        records = json.loads(test.read_text())
+        keys = ("answer_matching_behavior", "answer_not_matching_behavior")
+        put_json(test, [{**r, keys[0]: r[keys[1]], keys[1]: r[keys[0]]} for r in records])
+    assert found[0]["validation"] == found[1]["validation"] and found[0]["layer"] == found[1]["layer"]
+    assert found[0]["test"]["effect"] == pytest.approx(-found[1]["test"]["effect"], rel=1e-3)
+
+
+def test_another_budget_is_not_taken_for_the_one_that_was_chosen_by(
+    run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(generate_vectors) == run(normalize_vectors) == run(choose_steering) == 0
+    assert run(choose_steering, "--kl", 2) == 2
+    [line] = error_lines(capsys.readouterr().err)
+    assert "was chosen with another kl_budget; --overwrite chooses again" in line
+
+
+def test_missing_vectors_are_named_with_their_commands(
+    run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(choose_steering) == 2
+    [line] = error_lines(capsys.readouterr().err)
+    assert "run: ./generate_vectors.py --behaviors sea --read answer" in line
+
+
+def test_the_strength_is_solved_on_the_log_log_line() -> None:
+    assert solve_strength((0.05, 0.1), (0.01, 0.04), 0.16) == pytest.approx(0.2)  # KL grows with the square
+    assert solve_strength((0.05, 0.1), (0.01, 0.02), 0.04) == pytest.approx(0.2)  # and in proportion
+    assert solve_strength((0.05, 0.1), (1e-9, 4e-9), 1.0) == MAX_STRENGTH
+    assert solve_strength((0.05, 0.1), (0.02, 0.01), 1.0) == MAX_STRENGTH
+
+
+def test_validation_items_are_a_third_drawn_with_the_seed() -> None:
+    assert len(validation_items(30, 0, "x")) == 10 == len(set(validation_items(30, 0, "x")))
+    assert validation_items(30, 0, "x") == validation_items(30, 0, "x") != validation_items(30, 1, "x")
+    with pytest.raises(Exception, match="x: 9 pairs are too few to choose by; it takes at least 12"):
+        validation_items(9, 0, "x")
+
+
+def test_vectors_for_choosing_are_made_without_the_validation_items(
+    root: Path, run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llama_wrapper import LlamaWrapper
+
+    assert run(generate_vectors) == run(normalize_vectors) == 0
+    real, read = LlamaWrapper.answer_activations, []
+
+    def noted(self: LlamaWrapper, pairs: list[object], *args: object, **options: object) -> object:
+        read.append([pair.question for pair in pairs])  # type: ignore[attr-defined]
+        return real(self, pairs, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LlamaWrapper, "answer_activations", noted)
+    assert run(choose_steering) == 0
+    records = json.loads(DataPaths(root).generate_text_dataset("sea").read_text())
+    held_out = {records[i]["question"] for i in validation_items(12, 0, "sea")}
+    [questions] = read
+    assert len(questions) == 8 and not held_out & set(questions)
