@@ -24,269 +24,142 @@ A figure is made again when its numbers are no longer those of the text beside i
 
 import argparse
 import logging
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from utils.behaviors import published_behaviors
-from utils.cli.flags import add_behaviors, add_layers, add_model_filter, data_paths, make_parser, model_filter
+from utils.cli import values as flag_values
+from utils.cli.flags import (
+    add_behaviors,
+    add_device,
+    add_layers,
+    add_model_filter,
+    data_paths,
+    make_parser,
+    model_filter,
+)
 from utils.cli.run import EXIT_DONE, exit_with, run_main
 from utils.errors import UserError
-from utils.inside import reports as inside_reports
+from utils.figures.requests import VectorsRequest
+from utils.inside.requests import DEFAULT_NEW_TOKENS, InsideRequest, TokenPageRequest
 from utils.model.checkpoints import ModelChoice
-from utils.paths import DataPaths
-from utils.vectors.files import (
-    VectorTable,
-    choice_of_label,
-    find_vectors,
-    generate_command,
-    layer_ranges,
-    load_vector_table,
-    normalize_command,
-)
 
 if TYPE_CHECKING:
-    from utils.figures.vector_sets import PlannedFigure
+    from llama_wrapper import LlamaWrapper
 
 log = logging.getLogger(__name__)
 
+_OF_THE_PROMPT = ("layer", "behavior", "multiplier", "max_new_tokens")
+
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = make_parser(__doc__, overwrite=True)
+    parser = make_parser(__doc__)
     add_behaviors(parser)
     add_layers(parser, default="those that are there")
     add_model_filter(parser)
-    inside_reports.add_arguments(parser)
+    inside = parser.add_argument_group(
+        "looking inside the model", "These load one model (--model_size or --model) and make only what they name."
+    )
+    inside.add_argument(
+        "--decode", action="store_true", help="the tokens that each vector promotes most and least, layer by layer"
+    )
+    inside.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        help="a page with this prompt and the model's answer, each token coloured by its cosine with a vector",
+    )
+    inside.add_argument(
+        "--layer", type=flag_values.layer, metavar="N", help="with --prompt: the layer that is shown first"
+    )
+    inside.add_argument("--behavior", metavar="ID", help="with --prompt: the behavior that is shown first")
+    inside.add_argument(
+        "--multiplier",
+        type=flag_values.finite_float,
+        metavar="X",
+        help="with --prompt: steer the answer with that layer's and behavior's vector (default: 0, no steering)",
+    )
+    inside.add_argument(
+        "--max_new_tokens",
+        type=flag_values.positive_int,
+        metavar="N",
+        help=f"with --prompt: longest answer, in tokens (default: {DEFAULT_NEW_TOKENS})",
+    )
+    add_device(inside)
     return parser
 
 
-@dataclass(frozen=True, eq=False)
-class ModelVectors:
-    """One model's vectors, before and after normalisation."""
+def vectors_request(args: argparse.Namespace) -> VectorsRequest:
+    return VectorsRequest(
+        paths=data_paths(args),
+        choice=model_filter(args),
+        behaviors=tuple(args.behaviors),
+        layers=tuple(args.layers or ()),
+        overwrite=args.overwrite,
+    )
 
-    before: VectorTable
-    after: VectorTable | None
-    """None where there are none."""
+
+def inside_request(args: argparse.Namespace) -> InsideRequest | None:
+    """What the flags ask to be looked into; None where they ask for the comparisons of vectors."""
+    page = token_page_request(args)
+    if not args.decode and page is None:
+        return None
+    return InsideRequest(
+        paths=data_paths(args),
+        choice=model_filter(args),
+        behaviors=tuple(args.behaviors),
+        layers=tuple(args.layers or ()),
+        decode=args.decode,
+        page=page,
+        overwrite=args.overwrite,
+    )
+
+
+def token_page_request(args: argparse.Namespace) -> TokenPageRequest | None:
+    """The page that --prompt asks for.
+
+    Raises:
+        UserError: If the flags do not belong together.
+    """
+    if args.prompt is None:
+        if stray := [f"--{flag}" for flag in _OF_THE_PROMPT if getattr(args, flag) is not None]:
+            raise UserError(
+                f"{', '.join(stray)}: only with --prompt (figures are narrowed down with --layers, --behaviors)"
+            )
+        return None
+    if args.layer is None or args.behavior is None:
+        raise UserError("--prompt needs --layer and --behavior: what the page shows first")
+    return TokenPageRequest(
+        args.prompt, args.layer, args.behavior, args.multiplier or 0.0, args.max_new_tokens or DEFAULT_NEW_TOKENS
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    if inside_reports.asked_for(args):
-        return look_inside(args)
-    paths = data_paths(args)
-    models = load_models(args, paths)
-    for vectors in models.values():
-        check_normalisation(paths, vectors)
-    planned = [figure for vectors in models.values() for figure in plan_model(args, paths, vectors)]
-    planned += plan_model_pairs(args, paths, models)
-    n_written = sum(make_figure(figure, args.overwrite) for figure in planned)
+    request = inside_request(args)
+    if request is not None:
+        return look(args, request)
+
+    from utils.figures.vector_run import plot_vectors
+
+    n_models, counts = plot_vectors(vectors_request(args))
     log.info(
         "models: %d; wrote %d figures, skipped %d that show these numbers already (--overwrite makes them again)",
-        len(models),
-        n_written,
-        len(planned) - n_written,
+        n_models,
+        *counts,
     )
     return EXIT_DONE
 
 
-def look_inside(args: argparse.Namespace) -> int:
+def look(args: argparse.Namespace, request: InsideRequest) -> int:
     """Make the reports for which the model itself is needed."""
-    choice, reports = inside_reports.plan(args)
-    waiting = [report for report in reports if args.overwrite or not report.is_there()]
-    if waiting:
+    from utils.inside.run import look_inside
+
+    def load(choice: ModelChoice) -> "LlamaWrapper":
         from llama_wrapper import LlamaWrapper
 
-        model = LlamaWrapper.load(choice, args.device, args.dtype, over_all_devices=args.device_map == "auto")
-        for report in waiting:
-            report.make(model)
-            log.info("wrote %s (%s)", report.stem, ", ".join(suffix[1:] for suffix in (*report.suffixes, ".txt")))
-    log.info(
-        "wrote %d reports, skipped %d that show these vectors already (--overwrite makes them again)",
-        len(waiting),
-        len(reports) - len(waiting),
-    )
+        return LlamaWrapper.load(choice, args.device, args.dtype, over_all_devices=args.device_map == "auto")
+
+    counts = look_inside(request, load)
+    log.info("wrote %d reports, skipped %d that show these vectors already (--overwrite makes them again)", *counts)
     return EXIT_DONE
-
-
-# --- what there is ---------------------------------------------------------------------------------
-
-
-def load_models(args: argparse.Namespace, paths: DataPaths) -> dict[str, ModelVectors]:
-    """The vectors of each model, by label. What is missing is named.
-
-    Raises:
-        UserError: If there are no such vectors at all.
-    """
-    before, after = (
-        {behavior: find_vectors(paths, behavior, normalized=normalized) for behavior in args.behaviors}
-        for normalized in (False, True)
-    )
-    only = model_filter(args)
-    models = {}
-    for label in [only.label] if only else sorted(set().union(*before.values())):
-        layers_of = layers_asked_for(args, before, label)
-        if not any(layers_of.values()):
-            continue
-        name_missing(args, paths, label, layers_of)
-        normalized_of = layers_asked_for(args, after, label)
-        name_not_normalized(paths, label, layers_of, normalized_of)
-        models[label] = ModelVectors(
-            load_vector_table(paths, label, layers_of, normalized=False),
-            load_vector_table(paths, label, normalized_of, normalized=True) if any(normalized_of.values()) else None,
-        )
-    if not models:
-        raise UserError(no_vectors_message(args, paths, only))
-    return models
-
-
-def no_vectors_message(args: argparse.Namespace, paths: DataPaths, only: ModelChoice | None) -> str:
-    layers = sorted(set(args.layers or ()))
-    of_model = f" of {only.label}" if only else ""
-    at_layers = f" at layers {layer_ranges(layers)}" if layers else ""
-    every = set(args.behaviors) == set(published_behaviors())
-    command = generate_command(paths, [] if every else args.behaviors, layers, only)
-    return (
-        f"no vectors{of_model}{at_layers} for {', '.join(args.behaviors)} in {paths.root / 'vectors'}; run: {command}"
-    )
-
-
-def layers_asked_for(
-    args: argparse.Namespace, found: dict[str, dict[str, set[int]]], label: str
-) -> dict[str, set[int]]:
-    return {
-        behavior: layers.get(label, set()) & (set(args.layers) if args.layers else layers.get(label, set()))
-        for behavior, layers in found.items()
-    }
-
-
-def name_missing(args: argparse.Namespace, paths: DataPaths, label: str, layers_of: dict[str, set[int]]) -> None:
-    """Warn of behaviors and layers without vectors, with the commands that make them."""
-    everywhere = set(args.layers) if args.layers else set().union(*layers_of.values())
-    lacking: dict[tuple[int, ...], list[str]] = {}
-    for behavior, layers in layers_of.items():
-        if absent := sorted(everywhere - layers):
-            lacking.setdefault(tuple(absent), []).append(behavior)
-    for gap, behaviors in lacking.items():
-        command = generate_command(paths, behaviors, gap, choice_of_label(label))
-        log.warning(
-            "%s: no vectors at layers %s for %s; run: %s", label, layer_ranges(gap), ", ".join(behaviors), command
-        )
-
-
-def name_not_normalized(
-    paths: DataPaths, label: str, layers_of: dict[str, set[int]], normalized_of: dict[str, set[int]]
-) -> None:
-    absent = {behavior: layers - normalized_of[behavior] for behavior, layers in layers_of.items()}
-    if lacking := {behavior: layers for behavior, layers in absent.items() if layers}:
-        described = ", ".join(f"{behavior} (layers {layer_ranges(layers)})" for behavior, layers in lacking.items())
-        command = normalize_command(paths, list(lacking), choice_of_label(label))
-        log.warning("%s: not normalised: %s; run: %s", label, described, command)
-
-
-def check_normalisation(paths: DataPaths, vectors: ModelVectors) -> None:
-    """Warn where the normalised vectors are not what today's vectors would give."""
-    from utils.figures.vector_sets import aligned
-    from utils.vectors.analysis import normalisation_faults
-
-    before, after = vectors.before, vectors.after
-    if after is None:
-        return
-    command = f"{normalize_command(paths, [], choice_of_label(before.label))} --overwrite"
-    if after.d_model != before.d_model:
-        raise UserError(
-            f"{before.label}: width {before.d_model} in vectors/, but {after.d_model} in normalized_vectors/; "
-            f"run: {command}"
-        )
-    faults = normalisation_faults(before.values, aligned(after, before.behaviors, before.layers))
-    if faults.other_direction:
-        where = [f"{before.behaviors[row]} layer {before.layers[column]}" for row, column in faults.other_direction]
-        log.warning(
-            "%s: normalised vectors were made from other vectors than today's: %s; run: %s",
-            before.label,
-            ", ".join(where),
-            command,
-        )
-    if faults.unequal_norms:
-        log.warning(
-            "%s: behaviors differ in norm after normalisation at layers %s (normalised apart from each other); run: %s",
-            before.label,
-            layer_ranges(before.layers[index] for index in faults.unequal_norms),
-            command,
-        )
-
-
-# --- figures ---------------------------------------------------------------------------------------
-
-
-def scope(args: argparse.Namespace, *, with_behaviors: bool) -> str:
-    """What a file name says about the flags that narrow the figure down; empty without such flags."""
-    parts = [f"layers={layer_ranges(args.layers)}_"] if args.layers else []
-    if with_behaviors and set(args.behaviors) != set(published_behaviors()):
-        parts.insert(0, f"behaviors={','.join(sorted(set(args.behaviors)))}_")
-    return "".join(parts)
-
-
-def plan_model(args: argparse.Namespace, paths: DataPaths, vectors: ModelVectors) -> "Iterator[PlannedFigure]":
-    """All figures of one model."""
-    from utils.figures import vector_sets as vector_plots
-
-    before = vectors.before
-    wide, narrow = scope(args, with_behaviors=True), scope(args, with_behaviors=False)
-    if len(before.layers) == 1:
-        log.info("%s: only layer %d, so nothing to compare between layers", before.label, before.layers[0])
-    if len(before.behaviors) == 1:
-        log.info("%s: only %s, so nothing to compare between behaviors", before.label, before.behaviors[0])
-    yield from vector_plots.plan_layer_similarities(paths, narrow, wide, before)
-    yield from vector_plots.plan_behavior_similarities(paths, wide, before)
-    yield vector_plots.plan_norms(paths, wide, before, vectors.after)
-
-
-def plan_model_pairs(
-    args: argparse.Namespace, paths: DataPaths, models: dict[str, ModelVectors]
-) -> "Iterator[PlannedFigure]":
-    """The comparisons of chat and base models."""
-    from utils.figures import vector_sets as vector_plots
-
-    for chat, base in vector_plots.chat_and_base(list(models)):
-        tables = models[chat].before, models[base].before
-        if tables[0].d_model != tables[1].d_model:
-            log.warning("%s and %s differ in width (%d, %d): not compared", chat, base, *(t.d_model for t in tables))
-        elif figure := vector_plots.plan_model_similarity(paths, scope(args, with_behaviors=True), *tables):
-            yield figure
-        else:
-            log.warning("%s and %s share no layer of any behavior: not compared", chat, base)
-
-
-def make_figure(figure: "PlannedFigure", overwrite: bool) -> bool:
-    """Draw and save a figure unless it is there with the same numbers; returns whether it was made."""
-    from utils.figures.style import figure_style, save_figure
-
-    if not overwrite and shows_these_numbers(figure):
-        return False
-    with figure_style():
-        save_figure(figure.draw(), figure.stem, figure.table)
-    log.info("wrote %s (png, pdf, txt)", figure.stem)
-    return True
-
-
-def shows_these_numbers(figure: "PlannedFigure") -> bool:
-    """Whether all files are there and the text beside the figure says the same, up to rounding."""
-    from utils.figures.style import with_suffix
-
-    files = [with_suffix(figure.stem, suffix) for suffix in (".png", ".pdf", ".txt")]
-    if not all(path.exists() for path in files):
-        return False
-    there, wanted = files[-1].read_text(encoding="utf-8").split(), figure.table.to_text().split()
-    return len(there) == len(wanted) and all(map(_same_word, there, wanted))
-
-
-def _same_word(first: str, second: str) -> bool:
-    if first == second:
-        return True
-    try:
-        return math.isclose(float(first), float(second), rel_tol=1e-9, abs_tol=1e-9)
-    except ValueError:
-        return False
 
 
 def main(argv: Sequence[str] | None = None) -> int:

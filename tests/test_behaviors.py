@@ -18,6 +18,7 @@ from utils.behaviors import (
     published_behaviors,
 )
 from utils.errors import UserError
+from utils.evaluation.words import behaviors_of
 from utils.figures.results import behavior_style
 from utils.paths import REPOSITORY, DataPaths
 
@@ -189,15 +190,16 @@ def test_the_root_comes_before_the_repository(tmp_path: Path) -> None:
 
 
 def test_own_behaviors_come_behind_the_bundled_ones_and_change_no_colour(tmp_path: Path) -> None:
-    paths, repository = DataPaths(tmp_path), DataPaths(REPOSITORY)
+    paths = DataPaths(tmp_path)
     before = {behavior: behavior_style(repository, behavior) for behavior in SEVEN}
     for name in ("zebra", "aardvark"):
         put_behavior(tmp_path, {**PIRATE, "id": name}, name)
     (tmp_path / "datasets" / "behaviors" / "not an id.json").write_text("{}")
     there = list_behaviors(paths)
     assert there[:7] == SEVEN and there[7:] == sorted({"zebra", "aardvark", *bundled_behaviors()[7:]})
-    assert {behavior: behavior_style(paths, behavior) for behavior in SEVEN} == before
-    styles = [behavior_style(paths, behavior) for behavior in there]
+    with behaviors_of(paths):
+        assert {behavior: behavior_style(behavior) for behavior in SEVEN} == before
+        styles = [behavior_style(behavior) for behavior in there]
     assert len(set(styles)) == len(styles)
 
 

@@ -85,3 +85,10 @@ def test_no_module_imports_itself_round_a_circle() -> None:
 def test_every_room_is_named_in_the_order() -> None:
     there = {path.stem for path in UTILS.iterdir() if path.suffix in ("", ".py")}
     assert there - {"__init__", "__pycache__"} == set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ["evaluation", "figures", "inside", "report"])
+def test_a_room_takes_requests_and_knows_nothing_of_the_command_line(room: str) -> None:
+    for path in MODULES:
+        if room_of(name_of(path)) == room:
+            assert "argparse" not in path.read_text(encoding="utf-8"), name_of(path)

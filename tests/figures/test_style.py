@@ -5,22 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from utils.data.estimates import Estimate
-from utils.figures.style import (
+from utils.evaluation.metrics import Estimate
+from utils.figures.lines import (
     PALETTE,
-    Table,
     draw_line,
-    figure_style,
     layer_axis,
     legend_below,
     multiplier_axis,
     multiplier_styles,
-    new_figure,
     nth_style,
-    read_table,
-    save_figure,
-    set_title,
 )
+from utils.figures.style import Table, figure_style, new_figure, read_table, save_figure, set_title
 
 
 def estimate(value: float) -> Estimate:

@@ -23,13 +23,12 @@ from utils.figures.vector_sets import (
 )
 from utils.figures.vectors import behaviors_sheet, layers_sheet, norms_figure, pairs_figure
 from utils.files.writing import save_tensor
-from utils.paths import REPOSITORY, DataPaths
-from utils.vectors.analysis import cosine_matrices
+from utils.paths import DataPaths
 from utils.vectors.files import load_vector_table
+from utils.vectors.similarity import cosine_matrices
 
 CHAT, BASE = "Llama-2-tiny-chat-hf", "Llama-2-tiny-hf"
 ALL = {behavior: range(6) for behavior in published_behaviors()}
-BUNDLED = DataPaths(REPOSITORY)
 TWO = ("sycophancy", "refusal")
 
 
@@ -75,9 +74,10 @@ def root(analyzed: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def drawing_is_stubbed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the tables are written."""
-    from utils.figures import style as plotting
+    from utils.figures import vector_run
+    from utils.figures.style import save_table
 
-    monkeypatch.setattr(plotting, "save_figure", lambda _figure, stem, table: [plotting.save_table(stem, table)])
+    monkeypatch.setattr(vector_run, "save_figure", lambda _figure, stem, table: [save_table(stem, table)])
 
 
 def table(root: Path, *parts: str) -> list[dict[str, str]]:
@@ -354,11 +354,11 @@ def test_nothing_overlaps_for_few_and_many_layers(n_layers: int) -> None:
     behaviors, layers = published_behaviors(), range(n_layers)
     long_name = "Some-Model-With-A-Long-Name-70b-chat-hf: cosine similarity between behaviors"
     with figure_style():
-        assert_legible(behaviors_sheet(BUNDLED, long_name, "a note", matrices(n_layers, 7), behaviors, layers))
-        assert_legible(layers_sheet(BUNDLED, long_name, "", matrices(7, n_layers), behaviors, layers))
-        assert_legible(pairs_figure(BUNDLED, long_name, "a note", matrices(n_layers, 7), behaviors, layers))
+        assert_legible(behaviors_sheet(long_name, "a note", matrices(n_layers, 7), behaviors, layers))
+        assert_legible(layers_sheet(long_name, "", matrices(7, n_layers), behaviors, layers))
+        assert_legible(pairs_figure(long_name, "a note", matrices(n_layers, 7), behaviors, layers))
         norms = np.random.default_rng(0).uniform(0.01, 20, size=(7, n_layers))
-        assert_legible(norms_figure(BUNDLED, long_name, "", [("before", norms), ("after", norms)], behaviors, layers))
+        assert_legible(norms_figure(long_name, "", [("before", norms), ("after", norms)], behaviors, layers))
 
 
 def test_missing_vectors_are_grey_and_said_and_others_are_not() -> None:
@@ -367,8 +367,8 @@ def test_missing_vectors_are_grey_and_said_and_others_are_not() -> None:
     gappy[1, 2, :] = gappy[1, :, 2] = np.nan
     with figure_style():
         behaviors = published_behaviors()[:3]
-        assert "grey" not in behaviors_sheet(BUNDLED, "t", "", whole, behaviors, [0, 1]).get_suptitle()
-        figure = behaviors_sheet(BUNDLED, "t", "", gappy, behaviors, [0, 1])
+        assert "grey" not in behaviors_sheet("t", "", whole, behaviors, [0, 1]).get_suptitle()
+        figure = behaviors_sheet("t", "", gappy, behaviors, [0, 1])
     assert "grey: no vector" in figure.get_suptitle()
     image = figure.axes[1].images[0]
     shown = image.cmap(image.norm(image.get_array()))

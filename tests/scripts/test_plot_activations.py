@@ -11,15 +11,16 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from plot_activations import is_current, main
+from plot_activations import main
 from tests.reference import carried_path
-from tests.roots import bundled, error_lines, put_json, snapshot
+from tests.roots import error_lines, put_json, snapshot
 from utils.data.records import ContrastPair
+from utils.evaluation.separation import LayerActivations, look_at_layer
+from utils.figures.activation_plans import is_current
 from utils.figures.activations import Drawn, letter_marker, plot_layer, plot_sheet
 from utils.figures.style import read_table
 from utils.files.writing import save_tensor
 from utils.paths import DataPaths
-from utils.vectors.analysis import LayerActivations, look_at_layer
 
 MODEL = "Llama-2-tiny-chat-hf"
 BEHAVIOR = "sycophancy"
@@ -154,6 +155,14 @@ def test_no_activations_at_all_is_one_error_that_names_the_command(
     assert not (tmp_path / "analysis").exists()
 
 
+def test_without_activations_of_the_model_those_that_there_are_are_named_with_their_flag(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--root", str(root), "--behaviors", BEHAVIOR]) == 2
+    (line,) = error_lines(capsys.readouterr().err)
+    assert f"there are activations of other models, to plot them add --model {MODEL}; run: " in line
+
+
 def test_behaviors_without_activations_are_named_and_left_out(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--root", str(root), "--model", MODEL]) == 0
     warning = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("no activations"))
@@ -206,7 +215,7 @@ def lettered(letters: str, n_pairs: int) -> Drawn:
         ContrastPair("?", letter, "B" if letter == "A" else "A")
         for letter in (letters[index % len(letters)] for index in range(n_pairs))
     ]
-    return Drawn(bundled("survival-instinct"), "m", pairs, seed=0)
+    return Drawn("survival-instinct", "m", pairs, seed=0)
 
 
 def view(drawn: Drawn, layer: int = 0) -> LayerActivations:

@@ -434,6 +434,124 @@ def test_knowledge_results_are_shown_by_category_with_the_items_of_that_category
         ]
         assert float(row["mean"]) == pytest.approx(np.mean(values))
         assert int(row["n"]) == len(values) == 4
+        assert row["ci_low"] == row["ci_high"] == "nan"
+
+
+def make_sampled(root: Path, scores: list[float | None], **changes: Any) -> None:
+    """Two answers to each question, at a temperature."""
+    at = settings(type="open_ended", temperature=0.7, num_samples=2, seed=5, **changes)
+    path = DataPaths(root).scores(at)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    records = [
+        {"question": f"Q{index // 2}", "model_output": f"answer {index}", "score": score}
+        for index, score in enumerate(scores)
+    ]
+    path.write_text(json.dumps(records))
+
+
+SAMPLED = "type=open_ended_use_base_model=False_model_size=7b_temperature=0.7_num_samples=2_seed=5"
+
+
+def test_sampled_answers_are_plotted_and_an_item_is_a_question(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_sampled(tmp_path, [1.0, 3.0, None, 6.0, None, None], multiplier=-1.0)
+    make_sampled(tmp_path, [2.0, 4.0, 5.0, 5.0, 1.0, 1.0], multiplier=0.0)
+    make_sampled(tmp_path, [9.0, 7.0, 8.0, None, 4.0, 6.0], multiplier=1.0)
+    assert run(tmp_path) == 0
+    found = rows(tmp_path, "refusal", f"layer=3_behavior=refusal_{SAMPLED}.txt")
+    means = {row["multiplier"]: (float(row["mean"]), row["n"], row["n_total"]) for row in found}
+    assert means == {"-1.0": (4.0, "2", "3"), "0.0": (3.0, "3", "3"), "1.0": (7.0, "3", "3")}
+    assert {row["condition"] for row in found} == {"no system prompt, temperature 0.7, 2 samples a question, seed 5"}
+    assert (tmp_path / "analysis" / "refusal" / f"layer=3_behavior=refusal_{SAMPLED}.png").is_file()
+    assert "7b-chat-hf, open_ended, temperature 0.7, 2 samples a question, seed 5:" in capsys.readouterr().out
+
+
+def test_greedy_and_sampled_answers_have_figures_of_their_own_and_so_have_system_prompts(tmp_path: Path) -> None:
+    for multiplier in (0.0, 1.0):
+        make_scores(tmp_path, settings(multiplier=multiplier, type="open_ended"), [2.0, 3.0])
+        make_sampled(tmp_path, [2.0, 4.0, 5.0, 5.0], multiplier=multiplier)
+    make_sampled(tmp_path, [1.0, 1.0, 1.0, 1.0], multiplier=1.0, system_prompt="pos")
+    assert run(tmp_path) == 0
+    greedy = rows(tmp_path, "refusal", f"layer=3_behavior=refusal_type=open_ended_{MODEL}.txt")
+    assert {row["condition"] for row in greedy} == {"no system prompt"} and len(greedy) == 2
+    sampled = rows(tmp_path, "refusal", f"layer=3_behavior=refusal_{SAMPLED}.txt")
+    assert [row["condition"].split(",")[0] for row in sampled] == ["no system prompt"] * 2 + ["positive system prompt"]
+
+
+def test_what_is_missing_of_sampled_answers_is_named_with_the_command_that_samples_them_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_sampled(tmp_path, [2.0, 4.0], multiplier=1.0)
+    assert run(tmp_path, "--multipliers", "-1", "0", "1") == 0
+    (named,) = [line for line in logged(capsys) if line.startswith("missing")]
+    assert "--multipliers -1 0 --type open_ended --model_size 7b --temperature 0.7 --num_samples 2 --seed 5 &&" in named
+
+
+def test_samples_that_are_not_one_question_each_are_left_out_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_sampled(tmp_path, [2.0, 4.0, 5.0], multiplier=0.0)
+    make_sampled(tmp_path, [2.0, 4.0, 5.0, 5.0], multiplier=1.0)
+    assert run(tmp_path) == 1
+    assert any("expected 2 answers to one question" in line for line in logged(capsys))
+
+
+def test_sampled_answers_without_scores_only_want_the_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    at = settings(type="open_ended", temperature=0.7, num_samples=2, seed=5, multiplier=1.0)
+    path = DataPaths(tmp_path).result(at)
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps([{"question": "Q", "model_output": "x"}] * 2))
+    assert run(tmp_path) == 2
+    last_line = logged(capsys)[-1]
+    assert "it has: open_ended without scores (refusal)" in last_line
+    assert last_line.endswith("run: ./scoring.py --behaviors refusal")
+
+
+def test_without_results_of_the_model_those_that_there_are_are_named_with_their_flag(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_result(tmp_path, replace(settings(multiplier=1.0), model_size="135m"))
+    make_result(tmp_path, replace(settings(multiplier=1.0, type="mmlu"), model_size="135m"))
+    assert main(["--root", str(tmp_path)]) == 2
+    (line,) = [line for line in logged(capsys) if line.startswith("error")]
+    assert "no results of Llama-2-7b-chat-hf" in line
+    assert "there are results of another model, to plot them add --model_size 135m (ab, mmlu)" in line
+    assert main(["--root", str(tmp_path), "--model_size", "135m", "--behaviors", "refusal"]) == 0
+
+
+def test_several_models_with_results_are_named_each_with_its_flags(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_result(tmp_path, replace(settings(), model_size=None, model="tiny-1.5"))
+    make_result(tmp_path, settings(model_size="13b", use_base_model=True))
+    assert run(tmp_path) == 2
+    named = "add --model tiny-1.5 (ab) or --model_size 13b --use_base_model (ab); run: "
+    assert named in logged(capsys)[-1]
+
+
+def test_other_kinds_and_behaviors_of_the_model_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_result(tmp_path, settings(behavior="sycophancy"))
+    make_result(tmp_path, settings(type="mmlu"))
+    assert run(tmp_path, "--type", "ab") == 2
+    assert "; it has: ab (sycophancy), mmlu (refusal); run: " in logged(capsys)[-1]
+
+
+def test_a_strong_multiplier_tried_at_two_layers_is_no_part_of_the_sweep_and_shown_at_these_layers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_sweep(tmp_path, range(8))
+    make_sweep(tmp_path, range(3, 5), (-40.0, 40.0))
+    assert run(tmp_path, "--type", "ab") == 0
+    assert {m for _, m in points(tmp_path, f"behavior=refusal_type=ab_{MODEL}.txt")} == {"-1.0", "0.0", "1.0"}
+    for layer in ("3", "4"):
+        found = points(tmp_path, f"layer={layer}_behavior=refusal_type=ab_{MODEL}.txt")
+        assert found == {(layer, m) for m in ("-40.0", "-1.0", "0.0", "1.0", "40.0")}
+    said = capsys.readouterr()
+    assert "missing" not in said.err
+    headline = rows(tmp_path, f"headline_type=ab_{MODEL}.txt")
+    assert {row["multiplier"] for row in headline} == {"-40.0", "-1.0", "0.0", "1.0", "40.0"}
+    assert "differ most), n=12 of 12: -1: " in said.out and "also, layer" in said.out
 
 
 def test_a_transfer_is_plotted_beside_the_own_vector_when_found_or_asked_for(tmp_path: Path) -> None:

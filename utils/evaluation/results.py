@@ -136,11 +136,14 @@ def load_choice_results(path: Path, result_type: ResultType) -> ItemValues:
     return ItemValues(_unique(keys), values, target, other, tuple(targets), tuple(others), categories)
 
 
-def load_scores(path: Path) -> ItemValues:
+def load_scores(path: Path, num_samples: int = 1) -> ItemValues:
     """Load scored open-ended answers; an answer without a score is NaN.
 
+    An item is a question: of several sampled answers to it, its value is the mean of those with a score.
+
     Raises:
-        UserError: If the file is missing or a score is no number from 0 to 10.
+        UserError: If the file is missing, a score is no number from 0 to 10, or a question has not `num_samples`
+            answers in a row.
     """
     records = _load_records(path)
     values = np.full(len(records), np.nan)
@@ -152,15 +155,17 @@ def load_scores(path: Path) -> ItemValues:
             raise UserError(f"{path}, item {index}, key 'score': expected a number from 0 to 10, found {score!r}")
         values[index] = score
     keys = [_text(record, "question", path, index) for index, record in enumerate(records)]
-    nothing = np.full(len(records), np.nan)
+    if num_samples > 1:
+        keys, values = _over_samples(keys, values, num_samples, path)
+    nothing = np.full(len(keys), np.nan)
     return ItemValues(_unique(keys), values, nothing, nothing)
 
 
-def load_items(path: Path, result_type: ResultType) -> ItemValues:
+def load_items(path: Path, result_type: ResultType, num_samples: int = 1) -> ItemValues:
     """Load a result file of any type; open-ended answers by their scores."""
     match result_type:
         case "open_ended":
-            return load_scores(path)
+            return load_scores(path, num_samples)
         case "answer_text":
             return load_answer_texts(path)
         case _:
@@ -193,6 +198,21 @@ def _log_probability(record: dict[str, Any], key: str, path: Path, index: int) -
     if not _is_number(value) or value > 0:
         raise UserError(f"{path}, item {index}, key {key!r}: expected a log-probability, found {value!r}")
     return float(value)
+
+
+def _over_samples(
+    questions: Sequence[str], values: FloatArray, num_samples: int, path: Path
+) -> tuple[list[str], FloatArray]:
+    """Questions once each, and the mean of their scores; NaN where no answer to a question has one."""
+    groups = [questions[start : start + num_samples] for start in range(0, len(questions), num_samples)]
+    for place, group in enumerate(groups):
+        if len(group) != num_samples or len(set(group)) > 1:
+            raise UserError(f"{path}, item {place * num_samples}: expected {num_samples} answers to one question")
+    of_question = values.reshape(-1, num_samples)  # [n_questions, num_samples]
+    n_scored = np.isfinite(of_question).sum(axis=1)
+    sums = np.nansum(of_question, axis=1)
+    means = np.divide(sums, n_scored, out=np.full(len(groups), np.nan), where=n_scored > 0)
+    return [group[0] for group in groups], means
 
 
 def _load_records(path: Path) -> list[dict[str, Any]]:
@@ -295,22 +315,23 @@ class ResultFiles:
 
         Multiplier 0 is no steering, so there any layer and any vector serve.
         """
-        if settings in self.paths and (found := self._load(self.paths[settings])) is not None:
+        if settings in self.paths and (found := self._load(settings)) is not None:
             return found
         if settings.multiplier != 0:
             return None
         same = (at for at in self.paths if at.multiplier == 0 and at.unsteered() == settings.unsteered())
-        return next((found for at in same if (found := self._load(self.paths[at])) is not None), None)
+        return next((found for at in same if (found := self._load(at)) is not None), None)
 
     @property
     def read_paths(self) -> list[Path]:
         """The files that were read, in order of their names."""
         return sorted(path for path, items in self._loaded.items() if items is not None)
 
-    def _load(self, path: Path) -> ItemValues | None:
+    def _load(self, settings: SteeringSettings) -> ItemValues | None:
+        path = self.paths[settings]
         if path not in self._loaded:
             try:
-                self._loaded[path] = load_items(path, self.result_type)
+                self._loaded[path] = load_items(path, self.result_type, settings.num_samples)
             except UserError as err:
                 log.warning("left out: %s", err)
                 self.n_unreadable += 1

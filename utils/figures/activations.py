@@ -4,13 +4,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from utils.behaviors import Behavior
 from utils.data.records import ContrastPair
-from utils.figures.effects import meaning_note
+from utils.evaluation.separation import LayerActivations, Separation
+from utils.evaluation.words import behavior_label, meaning_note
 from utils.figures.style import (
     BLUE,
     PAGE_WIDTH,
@@ -22,11 +24,6 @@ from utils.figures.style import (
     save_figure,
     set_title,
 )
-from utils.vectors.analysis import LayerActivations, Separation
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 SIDES = ("matching", "not matching")
 _SIDE_COLORS = (BLUE, VERMILLION)
@@ -49,7 +46,7 @@ _NOTES = (
 class Drawn:
     """What the points of a figure are."""
 
-    behavior: Behavior
+    behavior: str
     model_label: str
     pairs: Sequence[ContrastPair]
     seed: int
@@ -61,7 +58,7 @@ class Drawn:
         return [pair.matching_letter for pair in self.pairs] + [pair.other_letter for pair in self.pairs]
 
     def title(self, where: str) -> str:
-        return f"{self.behavior.label}, {where}, {self.model_label} (PCA)"
+        return f"{behavior_label(self.behavior)}, {where}, {self.model_label} (PCA)"
 
 
 def plot_layer(stem: Path, drawn: Drawn, view: LayerActivations) -> list[Path]:
@@ -101,7 +98,7 @@ def plot_sheet(stem: Path, drawn: Drawn, views: Sequence[LayerActivations]) -> l
         return save_figure(figure, stem, sheet_table(views))
 
 
-def _label_panel(ax: "Axes", view: LayerActivations) -> None:
+def _label_panel(ax: Axes, view: LayerActivations) -> None:
     ax.set_title(f"layer {view.layer}: {_auc(view.separation)}", fontsize=6, pad=2)
     ax.set_xlabel(f"PC 1: {_percent(view.projection.explained[0])}", fontsize=5, labelpad=1)
     ax.set_ylabel(f"PC 2: {_percent(view.projection.explained[1])}", fontsize=5, labelpad=1)
@@ -109,7 +106,7 @@ def _label_panel(ax: "Axes", view: LayerActivations) -> None:
     ax.set_yticks([])
 
 
-def _scatter(ax: "Axes", drawn: Drawn, view: LayerActivations, size: float, rasterized: bool = False) -> None:
+def _scatter(ax: Axes, drawn: Drawn, view: LayerActivations, size: float, rasterized: bool = False) -> None:
     """Draw the points, rare letters last; sides mixed, so that neither covers the other."""
     letters = np.array(drawn.letters)
     size *= 1 if len(letters) <= _MANY_POINTS else 0.5
@@ -137,9 +134,8 @@ def letter_marker(letter: str) -> str:
     return _LETTER_MARKERS.get(letter, f"${letter}$")
 
 
-def _legend(figure: "Figure", drawn: Drawn) -> None:
+def _legend(figure: Figure, drawn: Drawn) -> None:
     """Both sides, and every letter with the number of its points."""
-    from matplotlib.lines import Line2D
 
     def entry(label: str, color: str, marker: str) -> Line2D:
         return Line2D([], [], linestyle="none", color=color, marker=marker, markersize=4, label=label)
@@ -191,7 +187,7 @@ def layer_table(drawn: Drawn, view: LayerActivations) -> Table:
     ]
     apart = view.separation.pairs_apart
     numbers = (
-        f"layer={view.layer} model={drawn.model_label} behavior={drawn.behavior.id} "
+        f"layer={view.layer} model={drawn.model_label} behavior={drawn.behavior} "
         f"explained_1={view.projection.explained[0]!r} explained_2={view.projection.explained[1]!r}",
         f"auc={view.separation.auc!r} pairs_apart={apart.value!r} apart_low={apart.low!r} apart_high={apart.high!r} "
         f"n_balanced={apart.n} n_pairs={n_pairs} steering_vector_norm={view.vector_norm!r}",

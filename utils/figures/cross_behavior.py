@@ -5,14 +5,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from matplotlib import colormaps
 
-from utils.behaviors import list_behaviors
 from utils.data.estimates import Estimate
 from utils.evaluation.metrics import mean_estimates
 from utils.evaluation.results import ItemValues, align
-from utils.figures.effects import against_the_name
-from utils.figures.results import Task
-from utils.figures.style import PAGE_WIDTH, Table, figure_style, new_figure, save_figure, set_title
+from utils.evaluation.words import INTERVAL, INTERVAL_METHOD, against_the_name, behavior_label, in_order
+from utils.figures.result_sets import ResultSet
+from utils.figures.style import (
+    PAGE_WIDTH,
+    Table,
+    figure_style,
+    log_written,
+    new_figure,
+    save_figure,
+    set_title,
+)
 from utils.settings import SteeringSettings
 
 log = logging.getLogger(__name__)
@@ -37,66 +45,67 @@ class CrossMatrix:
     cells: Cells
 
 
-def plot_cross_behavior(task: Task) -> None:
-    """A heatmap for each layer with results under another behavior's vector (none: nothing is drawn).
+def plot_cross_behavior(results: ResultSet) -> int:
+    """A heatmap for each layer with results under another behavior's vector; returns how many.
 
     A cell is the mean change of p(answer matching the evaluated behavior) from the lowest to the highest
     multiplier (asked for, or else found at that layer under another behavior's vector), on the same items,
     with its 95% bootstrap interval. The diagonal is plain steering. Missing cells stay blank and are
-    noted in `task.missing`.
+    noted in `results.missing`.
     """
-    found = [(target, at) for target in task.files for at in cross_settings(task, target)]
-    asked = set(task.args.layers or {at.layer for _, at in found})
+    n_written = 0
+    found = [(target, at) for target in results.files for at in cross_settings(results, target)]
+    asked = set(results.request.layers or {at.layer for _, at in found})
     for layer in sorted(asked & {at.layer for _, at in found}):
         at_layer = [(target, at) for target, at in found if at.layer == layer]
-        multipliers = sorted(set(task.args.multipliers or {at.multiplier for _, at in at_layer}))
+        multipliers = sorted(set(results.request.multipliers or {at.multiplier for _, at in at_layer}))
         if len(multipliers) < 2:
             log.warning("no cross-behavior matrix of layer %d: a change needs results at two multipliers", layer)
             continue
-        matrix = measure_matrix(task, layer, multipliers[0], multipliers[-1], at_layer)
+        matrix = measure_matrix(results, layer, multipliers[0], multipliers[-1], at_layer)
         if matrix.cells:
-            draw_matrix(task, matrix)
+            n_written += draw_matrix(results, matrix)
+    return n_written
 
 
-def cross_settings(task: Task, target: str) -> list[SteeringSettings]:
+def cross_settings(results: ResultSet, target: str) -> list[SteeringSettings]:
     """Results of a behavior that were steered with another one's vector and are plain otherwise."""
-    plain = task.plain(target)
+    plain = results.plain(target)
     return [
         at
-        for at in task.files[target].paths
+        for at in results.files[target].paths
         if at.vector_behavior is not None and replace(at.at(0, 0.0), vector_behavior=None) == plain
     ]
 
 
 def measure_matrix(
-    task: Task, layer: int, low: float, high: float, found: Sequence[tuple[str, SteeringSettings]]
+    results: ResultSet, layer: int, low: float, high: float, found: Sequence[tuple[str, SteeringSettings]]
 ) -> CrossMatrix:
-    named = {at.vector_behavior for _, at in found}
-    known = list_behaviors(task.paths)
-    targets = tuple(b for b in known if b in {target for target, _ in found} | (named & set(task.args.behaviors)))
-    sources = tuple(behavior for behavior in known if behavior in named)
+    named = {at.vector_behavior for _, at in found if at.vector_behavior is not None}
+    targets = tuple(in_order({target for target, _ in found} | (named & set(results.request.behaviors))))
+    sources = tuple(in_order(named))
     cells = {}
     for source in sources:
         for target in targets:
-            ends = [_results(task, source, target, layer, multiplier) for multiplier in (low, high)]
+            ends = [_result_at(results, source, target, layer, multiplier) for multiplier in (low, high)]
             if ends[0] is not None and ends[1] is not None:
                 before, after = align([ends[0], ends[1]])
-                (change,) = mean_estimates((after.values - before.values)[None, :], task.args.seed)
+                (change,) = mean_estimates((after.values - before.values)[None, :], results.request.seed)
                 if change.exists:
                     cells[source, target] = change
     return CrossMatrix(layer, low, high, sources, targets, cells)
 
 
-def _results(task: Task, source: str, target: str, layer: int, multiplier: float) -> ItemValues | None:
+def _result_at(results: ResultSet, source: str, target: str, layer: int, multiplier: float) -> ItemValues | None:
     """A cell's results at one multiplier; at 0 nothing is added, so plain results serve as well."""
-    plain = task.plain(target).at(layer, multiplier)
+    plain = results.plain(target).at(layer, multiplier)
     wanted = plain if source == target else replace(plain, vector_behavior=source)
-    files = task.files.get(target)
+    files = results.files.get(target)
     items = files.get(wanted) if files else None
     if items is None and files and multiplier == 0:
         items = files.get(plain)
     if items is None or not items.n_scored:
-        task.missing.add(wanted)
+        results.missing.add(wanted)
         return None
     return items
 
@@ -120,22 +129,20 @@ def matrix_table(matrix: CrossMatrix) -> Table:
     ]
     notes = (
         "change: mean over n of n_total items of p(answer matching `behavior`) at to_multiplier minus that at "
-        "from_multiplier, steered with the vector of `vector_behavior`; ci: 95% bootstrap interval over items (BCa)",
+        f"from_multiplier, steered with the vector of `vector_behavior`; ci: {INTERVAL_METHOD}",
     )
     return Table(columns, rows, notes)
 
 
-def draw_matrix(task: Task, matrix: CrossMatrix) -> None:
+def draw_matrix(results: ResultSet, matrix: CrossMatrix) -> int:
     """Orange: more of the matching answer than before, purple: less; white is 0, grey is missing."""
-    from matplotlib import colormaps
-
     n_rows, n_columns = len(matrix.sources), len(matrix.targets)
     values = np.full((n_rows, n_columns), np.nan)
     for (source, target), change in matrix.cells.items():
         values[matrix.sources.index(source), matrix.targets.index(target)] = change.value
     limit = float(np.nanmax(np.abs(values))) or 1.0
-    stem = task.stem(
-        task.plain(matrix.targets[0]).at(matrix.layer, 0.0), "multiplier", "behavior", prefix="cross_behavior_"
+    stem = results.stem(
+        results.plain(matrix.targets[0]).at(matrix.layer, 0.0), "multiplier", "behavior", prefix="cross_behavior_"
     )
     with figure_style():
         figure, ax = new_figure(PAGE_WIDTH, 1.9 + 0.42 * n_rows)
@@ -143,8 +150,8 @@ def draw_matrix(task: Task, matrix: CrossMatrix) -> None:
         image = ax.imshow(np.ma.masked_invalid(values), cmap=colors, vmin=-limit, vmax=limit, aspect="auto")
         ax.grid(False)
         ax.tick_params(length=0)
-        ax.set_xticks(range(n_columns), [task.about(b).label for b in matrix.targets], rotation=30, ha="right")
-        ax.set_yticks(range(n_rows), [task.about(b).label for b in matrix.sources])
+        ax.set_xticks(range(n_columns), [behavior_label(b) for b in matrix.targets], rotation=30, ha="right")
+        ax.set_yticks(range(n_rows), [behavior_label(b) for b in matrix.sources])
         ax.set_xlabel("behavior evaluated")
         ax.set_ylabel("behavior of the vector")
         for (source, target), change in matrix.cells.items():
@@ -155,7 +162,7 @@ def draw_matrix(task: Task, matrix: CrossMatrix) -> None:
         bar = figure.colorbar(image, ax=ax, aspect=25, pad=0.02)
         bar.set_label(f"change of p(matching)\nfrom multiplier {matrix.low:g} to {matrix.high:g}")
         missing = "grey: no results" if np.isnan(values).any() else ""
-        title = task.title("Vectors on other behaviors", f"layer {matrix.layer}")
-        warning = against_the_name(task.paths, matrix.targets, task.result_type) or ""
-        set_title(figure, title, "*: the 95% interval over items leaves out 0", missing, warning)
-        task.wrote(save_figure(figure, stem, matrix_table(matrix)))
+        title = results.title("Vectors on other behaviors", f"layer {matrix.layer}")
+        warning = against_the_name(matrix.targets, results.result_type)
+        set_title(figure, title, f"*: the {INTERVAL} leaves out 0", missing, warning)
+        return log_written(save_figure(figure, stem, matrix_table(matrix)))

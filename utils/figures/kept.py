@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
+if TYPE_CHECKING:
     from utils.figures.style import Table
 
 _SVG_STYLE: Any = {"svg.fonttype": "path", "svg.hashsalt": "caa"}  # letters as shapes: no font has to be installed
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
+_WIDE = 5.0  # inches, between a column's width and a page's
 _PROLOGUE = re.compile(r"^.*?(?=<svg)", re.DOTALL)
 _COMMENT = re.compile(r"<!--.*?-->|<metadata>.*?</metadata>", re.DOTALL)
 _COORDINATES = re.compile(r'(?<= [dxy]=")[^"]*(?=")')
@@ -36,8 +38,10 @@ class KeptFigure:
     axes: str
     """What is plotted against what, in words."""
     names: str
-    """What is shown in it, by its legend, in words."""
+    """What is shown in it, by its legend and the titles of its panels, in words."""
     svg: str
+    is_wide: bool
+    """Whether it takes a page's width instead of a column's."""
     table: "Table"
 
 
@@ -54,7 +58,7 @@ def keep_figures(figures: list[KeptFigure] | None) -> Iterator[None]:
         _kept.reset(token)
 
 
-def keep_if_wanted(figure: "Figure", stem: Path, table: "Table") -> None:
+def keep_if_wanted(figure: Figure, stem: Path, table: "Table") -> None:
     """Called by `utils.figures.style.save_figure`."""
     if (figures := _kept.get()) is not None:
         text = " ".join(figure.get_suptitle().split())
@@ -66,18 +70,17 @@ def keep_if_wanted(figure: "Figure", stem: Path, table: "Table") -> None:
                 describe_axes(figure),
                 describe_names(figure),
                 to_svg(figure),
+                figure.get_figwidth() > _WIDE,
                 table,
             )
         )
 
 
-def to_svg(figure: "Figure") -> str:
+def to_svg(figure: Figure) -> str:
     """The figure as one `<svg>` element, the same each time.
 
     Coordinates are cut to hundredths of a point, which no screen shows and which halves its size.
     """
-    import matplotlib as mpl
-
     buffer = io.BytesIO()
     with mpl.rc_context(_SVG_STYLE):
         figure.savefig(buffer, format="svg", metadata=_NO_METADATA)
@@ -87,15 +90,17 @@ def to_svg(figure: "Figure") -> str:
     return " ".join(text.split())
 
 
-def describe_axes(figure: "Figure") -> str:
+def describe_axes(figure: Figure) -> str:
     axes: list[Axes] = figure.get_axes()
     across = _joined("Horizontal", [*(ax.get_xlabel() for ax in axes), figure.get_supxlabel()])
     up = _joined("Vertical", [*(ax.get_ylabel() for ax in axes), figure.get_supylabel()])
     return f"{across} {up}".strip()
 
 
-def describe_names(figure: "Figure") -> str:
-    found = _joined("Shown", [label for ax in figure.get_axes() for label in ax.get_legend_handles_labels()[1]])
+def describe_names(figure: Figure) -> str:
+    axes: list[Axes] = figure.get_axes()
+    labels = [label for ax in axes for label in ax.get_legend_handles_labels()[1]] if figure.legends else []
+    found = _joined("Shown", [*labels, *(ax.get_title(loc="left") for ax in axes)])
     titles = {legend.get_title().get_text() for legend in figure.legends} - {""}
     return " ".join([found, *(f"({' '.join(title.split())})" for title in sorted(titles))])
 

@@ -1,240 +1,154 @@
-"""Which figures there are for the results of one model and kind, and how each is put together."""
+"""Which figures there are of plain steering, and how each is put together. Functions return how many were written."""
 
-import argparse
-import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from utils.behaviors import Behavior, list_behaviors, load_behavior
-from utils.evaluation.effects import (
-    Condition,
-    LayerSteerability,
-    Missing,
-    Point,
-    layer_steerabilities,
-    letter_uses,
-    measure,
-)
-from utils.evaluation.results import ResultFiles, settings_of
-from utils.figures.effects import (
-    Series,
+from utils.evaluation.effects import Condition, LayerSteerability, Point, layer_steerabilities, letter_uses
+from utils.evaluation.words import (
+    PROMPT_LABELS,
     against_the_name,
+    behavior_label,
+    behavior_place,
     count_note,
-    latex_rows,
-    letters_table,
     meaning_note,
-    plot_by_layer,
-    plot_by_multiplier,
-    plot_categories,
-    plot_steerability,
-    plot_sweep,
-    steerability_table,
 )
-from utils.figures.kept import KeptFigure
-from utils.figures.style import LineStyle, multiplier_styles, nth_style, save_latex_rows, save_table
-from utils.model.checkpoints import ModelChoice
-from utils.paths import DataPaths
-from utils.settings import ResultType, Side, SteeringSettings
+from utils.figures.by_layer import Panel, plot_by_layer, plot_sweep
+from utils.figures.by_multiplier import Series, plot_behaviors, plot_by_multiplier
+from utils.figures.categories import plot_categories
+from utils.figures.lines import LineStyle, multiplier_styles, nth_style
+from utils.figures.result_sets import ResultSet, at
+from utils.figures.steerability import plot_steerability
+from utils.figures.style import log_written, save_latex_rows, save_table
+from utils.figures.tables import latex_rows, letters_table, steerability_table
+from utils.settings import Side
 
-log = logging.getLogger(__name__)
-
-PLAIN = "no system prompt"
 _FEW_LAYERS = 3
 
 
-@dataclass
-class Task:
-    """One kind of results of one model: where they are, what was missing, what was written."""
-
-    args: argparse.Namespace
-    paths: DataPaths
-    choice: ModelChoice
-    result_type: ResultType
-    files: dict[str, ResultFiles]
-    """By behavior; only behaviors with results."""
-    missing: Missing
-    n_written: int = 0
-    headline: dict[str, list[Point]] = field(default_factory=dict)
-    """By behavior: plain steering's points for the summary."""
-    figures: list[KeptFigure] = field(default_factory=list)
-    """What was drawn, where --report wants it."""
-
-    def about(self, behavior: str) -> Behavior:
-        """What the behavior's file says."""
-        return load_behavior(self.paths, behavior)
-
-    def plain(self, behavior: str) -> SteeringSettings:
-        """Steering with the model's own vector and weights and no system prompt."""
-        return settings_of(self.choice, behavior, self.result_type, self.args.steer_positions)
-
-    def layers(self, *settings: SteeringSettings) -> list[int]:
-        """The layers asked for, or else those found under any of these settings."""
-        if self.args.layers:
-            return sorted(set(self.args.layers))
-        return sorted({layer for like in settings for layer in self.files[like.behavior].layers(like)})
-
-    def multipliers(self, layers: Sequence[int], *settings: SteeringSettings) -> list[float]:
-        """The multipliers asked for, or else those found; over several layers, at more than one of them."""
-        if self.args.multipliers:
-            return sorted(set(self.args.multipliers))
-        at_layers: dict[float, set[int]] = {}
-        for like in settings:
-            for layer in layers:
-                for multiplier in self.files[like.behavior].multipliers(like, layer):
-                    at_layers.setdefault(multiplier, set()).add(layer)
-        return sorted(m for m, found in at_layers.items() if len(found) >= min(2, len(layers)))
-
-    def measure(self, condition: Condition, layers: Sequence[int], multipliers: Sequence[float]) -> list[Point]:
-        files = self.files[condition.settings.behavior]
-        return measure(files, condition, layers, multipliers, self.args.seed, self.missing)
-
-    def stem(self, settings: SteeringSettings, *leave_out: str, prefix: str = "") -> Path:
-        """The figure's path without suffix; in the behavior's folder unless it is about several."""
-        folder = self.paths.analysis_dir
-        if "behavior" not in leave_out:
-            folder = folder / settings.behavior
-        return folder / f"{prefix}{settings.describe(*leave_out)}"
-
-    def title(self, *parts: str) -> str:
-        return self.args.title or ", ".join((*parts, self.choice.label))
-
-    def wrote(self, paths: Sequence[Path]) -> None:
-        self.n_written += 1
-        first = paths[0]
-        log.info("wrote %s (%s)", first.with_name(first.name[:-4]), ", ".join(path.suffix[1:] for path in paths))
-
-
-def drawn(points: Sequence[Point], multipliers: Iterable[float]) -> list[Point]:
-    """The points at these multipliers: `measure` adds multiplier 0, which may not have been asked for."""
-    wanted = set(multipliers)
-    return [point for point in points if point.multiplier in wanted]
-
-
-def behavior_style(paths: DataPaths, behavior: str) -> LineStyle:
-    """A behavior looks the same in every figure; the published ones also beside whatever others there are."""
-    return nth_style(list_behaviors(paths).index(behavior))
+def behavior_style(behavior: str) -> LineStyle:
+    """A behavior looks the same in every figure."""
+    return nth_style(behavior_place(behavior))
 
 
 # --- one layer -------------------------------------------------------------------------------------
 
 
-def plot_single_layers(task: Task) -> None:
+def plot_single_layers(results: ResultSet) -> int:
     """The effect of the multiplier at one layer, for each behavior and for all of them together."""
+    n_written = 0
     of_layers: dict[int, dict[str, list[Point]]] = {}
-    for behavior in task.files:
-        for layer in single_layers(task, behavior):
-            if points := plot_single_layer(task, behavior, layer):
-                of_layers.setdefault(layer, {})[behavior] = points
+    for behavior in results.files:
+        for layer in single_layers(results, behavior):
+            if points := single_layer_points(results, behavior, layer):
+                n_written += plot_single_layer(results, behavior, layer, points)
+                of_layers.setdefault(layer, {})[behavior] = [point for of in points.values() for point in of]
     for layer, of_behaviors in of_layers.items():
-        if len(of_behaviors) > 1:
-            plot_all_behaviors(task, layer, of_behaviors)
+        n_written += plot_all_behaviors(results, layer, of_behaviors)
+    return n_written
 
 
-def single_layers(task: Task, behavior: str) -> list[int]:
+def single_layers(results: ResultSet, behavior: str) -> list[int]:
     """The layers to show by themselves: the one asked for, or those with more results than the others."""
-    conditions = [condition.settings for condition in prompt_conditions(task, behavior)]
-    layers = task.layers(*conditions)
-    if len(layers) <= (1 if task.args.layers else _FEW_LAYERS):
+    request = results.request
+    conditions = [condition.settings for condition in prompt_conditions(results, behavior)]
+    layers = results.layers(*conditions)
+    if len(layers) <= (1 if request.layers else _FEW_LAYERS):
         return layers
-    if task.args.layers:
+    if request.layers:
         return []
-    plain, files = conditions[0], task.files[behavior]
-    swept = set(task.multipliers(layers, plain))
+    plain, files = conditions[0], results.files[behavior]
+    swept = set(results.multipliers(layers, plain))
 
     def has_more(layer: int) -> bool:
-        beyond_the_sweep = not task.args.multipliers and set(files.multipliers(plain, layer)) - swept
+        beyond_the_sweep = not request.multipliers and set(files.multipliers(plain, layer)) - swept
         return bool(beyond_the_sweep) or any(files.multipliers(condition, layer) for condition in conditions[1:])
 
     return [layer for layer in layers if has_more(layer)]
 
 
-def prompt_conditions(task: Task, behavior: str) -> list[Condition]:
+def prompt_conditions(results: ResultSet, behavior: str) -> list[Condition]:
     """No, positive and negative system prompt (base models take none; knowledge tests and answers: if found)."""
-    plain = task.plain(behavior)
-    conditions = [Condition(PLAIN, plain)]
-    sides: tuple[tuple[Side, str], ...] = (("pos", "positive system prompt"), ("neg", "negative system prompt"))
-    for side, label in sides:
-        settings = replace(plain, system_prompt=side)
-        expected = task.result_type == "ab" and task.args.layers and not task.choice.use_base_model
-        if expected or task.files[behavior].layers(settings):
-            conditions.append(Condition(label, settings))
+    plain = results.plain_condition(behavior)
+    conditions = [plain]
+    sides: tuple[Side, ...] = ("pos", "neg")
+    for side in sides:
+        settings = replace(plain.settings, system_prompt=side)
+        expected = results.result_type == "ab" and results.request.layers and not results.request.choice.use_base_model
+        if expected or results.files[behavior].layers(settings):
+            conditions.append(results.condition(PROMPT_LABELS[side], settings))
     return conditions
 
 
-def plot_single_layer(task: Task, behavior: str, layer: int) -> list[Point]:
-    """One behavior at one layer under every system prompt; returns the points drawn."""
-    conditions = prompt_conditions(task, behavior)
-    multipliers = task.multipliers([layer], *(condition.settings for condition in conditions))
-    series = []
-    for place, condition in enumerate(conditions):
-        measured = task.measure(condition, [layer], multipliers)
-        if points := drawn(measured, multipliers):
-            series.append(Series(condition.label, nth_style(place), points))
-            if condition.label == PLAIN:
-                task.headline.setdefault(behavior, measured)
+def single_layer_points(results: ResultSet, behavior: str, layer: int) -> dict[Condition, list[Point]]:
+    """One behavior at one layer under every system prompt; without those that have no results."""
+    conditions = prompt_conditions(results, behavior)
+    multipliers = results.multipliers([layer], *(condition.settings for condition in conditions))
+    found = {condition: at(results.measure(condition, [layer], multipliers), multipliers) for condition in conditions}
+    return {condition: points for condition, points in found.items() if points}
+
+
+def plot_single_layer(results: ResultSet, behavior: str, layer: int, found: dict[Condition, list[Point]]) -> int:
+    plain = results.plain_condition(behavior)
+    styles = {condition: nth_style(place) for place, condition in enumerate(prompt_conditions(results, behavior))}
+    series = [Series(condition.label, styles[condition], points) for condition, points in found.items()]
     points = [point for one in series for point in one.points]
-    if not points:
-        return []
-    stem = task.stem(conditions[0].settings.at(layer, 0.0), "multiplier")
-    title = task.title(task.about(behavior).label, f"layer {layer}")
-    note = meaning_note(task.about(behavior), task.result_type)
-    paths = plot_by_multiplier(stem, title, series, task.result_type, note)
-    task.wrote([*paths, save_latex_rows(stem, *latex_rows(task.paths, points, "condition"))])
-    plain_points = [point for point in points if point.condition.label == PLAIN]
-    if task.result_type in ("truthful_qa", "mmlu") and plain_points:
-        by_category = task.stem(conditions[0].settings.at(layer, 0.0), "multiplier", prefix="categories_")
-        task.wrote(plot_categories(by_category, title, plain_points, task.args.seed))
-    return points
+    stem = results.stem(plain.settings.at(layer, 0.0), "multiplier")
+    title = results.title(behavior_label(behavior), f"layer {layer}")
+    note = meaning_note(behavior, results.result_type)
+    paths = plot_by_multiplier(stem, title, series, results.result_type, note)
+    n_written = log_written([*paths, save_latex_rows(stem, *latex_rows(points, "condition"))])
+    if results.result_type in ("truthful_qa", "mmlu") and plain in found:
+        by_category = results.stem(plain.settings.at(layer, 0.0), "multiplier", prefix="categories_")
+        n_written += log_written(plot_categories(by_category, title, found[plain], results.request.seed))
+    return n_written
 
 
-def plot_all_behaviors(task: Task, layer: int, of_behaviors: dict[str, list[Point]]) -> None:
+def plot_all_behaviors(results: ResultSet, layer: int, of_behaviors: dict[str, list[Point]]) -> int:
     series = []
     for behavior, points in of_behaviors.items():
-        plain = [point for point in points if point.condition.label == PLAIN]
+        plain = [point for point in points if point.condition == results.plain_condition(behavior)]
         if plain:
-            label = f"{task.about(behavior).label} ({count_note([point.mean for point in plain])})"
-            series.append(Series(label, behavior_style(task.paths, behavior), plain))
+            label = f"{behavior_label(behavior)}, {count_note([point.mean for point in plain])}"
+            series.append(Series(label, behavior_style(behavior), plain))
     if len(series) < 2:
-        return
-    any_behavior = next(iter(of_behaviors))
-    stem = task.stem(task.plain(any_behavior).at(layer, 0.0), "multiplier", "behavior")
-    legend_title = against_the_name(task.paths, list(of_behaviors), task.result_type)
-    paths = plot_by_multiplier(
-        stem, task.title("all behaviors", f"layer {layer}"), series, task.result_type, legend_title=legend_title
-    )
+        return 0
+    stem = results.stem(results.plain(next(iter(of_behaviors))).at(layer, 0.0), "multiplier", "behavior")
+    note = against_the_name(list(of_behaviors), results.result_type)
+    title = results.title("all behaviors", f"layer {layer}")
+    paths = plot_behaviors(stem, title, series, results.result_type, note)
     every_point = [point for points in of_behaviors.values() for point in points]
-    task.wrote([*paths, save_latex_rows(stem, *latex_rows(task.paths, every_point, "condition"))])
+    return log_written([*paths, save_latex_rows(stem, *latex_rows(every_point, "condition"))])
 
 
 # --- several layers --------------------------------------------------------------------------------
 
 
-def plot_over_layers(task: Task) -> None:
-    """The effect by layer for each behavior, the sweep over behaviors, and steerability."""
+def plot_over_layers(results: ResultSet) -> int:
+    """The effect by layer for each behavior, and the sweep over behaviors."""
+    n_written = 0
     of_behaviors: dict[str, list[Point]] = {}
-    for behavior in task.files:
-        plain = task.plain(behavior)
-        layers = task.layers(plain)
+    for behavior in results.files:
+        condition = results.plain_condition(behavior)
+        layers = results.layers(condition.settings)
         if len(layers) < 2:
             continue
-        multipliers = task.multipliers(layers, plain)
-        points = task.measure(Condition(PLAIN, plain), layers, multipliers)
-        if drawn(points, multipliers):
+        multipliers = results.multipliers(layers, condition.settings)
+        points = results.measure(condition, layers, multipliers)
+        if shown := at(points, multipliers):
             of_behaviors[behavior] = points
-            task.headline[behavior] = points
-            plot_behavior_by_layer(task, behavior, drawn(points, multipliers))
+            n_written += plot_behavior_by_layer(results, behavior, shown)
     if len(of_behaviors) > 1:
-        plot_behavior_sweeps(task, of_behaviors)
+        n_written += plot_behavior_sweeps(results, of_behaviors)
+    return n_written
 
 
-def plot_behavior_by_layer(task: Task, behavior: str, points: list[Point]) -> None:
-    stem = task.stem(task.plain(behavior), "layer", "multiplier")
-    title = task.title(task.about(behavior).label)
+def plot_behavior_by_layer(results: ResultSet, behavior: str, points: list[Point]) -> int:
+    stem = results.stem(results.plain(behavior), "layer", "multiplier")
+    title = results.title(behavior_label(behavior))
     series = multiplier_series(points)
-    task.wrote(
-        plot_by_layer(stem, title, series, task.result_type, meaning_note(task.about(behavior), task.result_type))
-    )
+    note = meaning_note(behavior, results.result_type)
+    return log_written(plot_by_layer(stem, title, series, size_panels(series), results.result_type, note))
 
 
 def multiplier_series(points: Iterable[Point]) -> list[Series]:
@@ -246,50 +160,76 @@ def multiplier_series(points: Iterable[Point]) -> list[Series]:
     return [Series(f"{m:g}", styles[m], by_multiplier[m]) for m in sorted(by_multiplier, reverse=True)]
 
 
-def plot_behavior_sweeps(task: Task, of_behaviors: dict[str, list[Point]]) -> None:
+def size_panels(series: Iterable[Series]) -> list[Panel]:
+    """The lines that have changes, a panel for each size of the multiplier: up and down lie apart, sizes do not."""
+    by_size: dict[float, list[Series]] = {}
+    for one in series:
+        if any(point.change.exists for point in one.points):
+            by_size.setdefault(abs(one.points[0].multiplier), []).append(one)
+    labels = {size: " and ".join(one.label for one in by_size[size]) for size in sorted(by_size)}
+    return [Panel(f"multiplier {label}" if len(labels) > 1 else "", by_size[size]) for size, label in labels.items()]
+
+
+def plot_behavior_sweeps(results: ResultSet, of_behaviors: dict[str, list[Point]]) -> int:
     """For each multiplier but 0: every behavior over the layers."""
-    any_behavior = next(iter(of_behaviors))
+    n_written = 0
     every_point = [point for points in of_behaviors.values() for point in points]
-    wanted = task.args.multipliers or {point.multiplier for point in every_point}
+    wanted = results.request.multipliers or {point.multiplier for point in every_point}
     for multiplier in sorted(set(wanted) - {0.0}):
-        series = []
+        panels = []
         for behavior, points in of_behaviors.items():
-            if chosen := drawn(points, [multiplier]):
-                label = f"{task.about(behavior).label} ({count_note([point.mean for point in chosen])})"
-                series.append(Series(label, behavior_style(task.paths, behavior), chosen))
-        if len(series) > 1:
-            settings = task.plain(any_behavior).at(0, multiplier)
-            stem = task.stem(settings, "layer", "behavior", prefix="layer_sweep_")
-            title = task.title(f"Multiplier {multiplier:g} by layer")
-            note = against_the_name(task.paths, list(of_behaviors), task.result_type)
-            task.wrote(plot_sweep(stem, title, series, task.result_type, note))
+            if chosen := at(points, [multiplier]):
+                label = (
+                    f"{behavior_label(behavior)}\n{count_note([point.mean for point in chosen])}{level_note(points)}"
+                )
+                panels.append(Panel(label, [Series(f"{multiplier:g}", behavior_style(behavior), chosen)]))
+        if len(panels) > 1:
+            settings = results.plain(next(iter(of_behaviors))).at(0, multiplier)
+            stem = results.stem(settings, "layer", "behavior", prefix="layer_sweep_")
+            title = results.title(f"Multiplier {multiplier:g} by layer")
+            note = against_the_name(list(of_behaviors), results.result_type)
+            n_written += log_written(plot_sweep(stem, title, panels, results.result_type, note))
+    return n_written
+
+
+def level_note(points: Iterable[Point]) -> str:
+    """The level from which the changes start, where it is the same at every layer."""
+    levels = {f"{point.mean.value:.2f}" for point in points if point.multiplier == 0}
+    return f", level at 0: {levels.pop()}" if len(levels) == 1 else ""
 
 
 # --- steerability and letters ----------------------------------------------------------------------
 
 
-def plot_steerabilities(task: Task) -> None:
+def plot_steerabilities(results: ResultSet) -> int:
     """Steerability by layer for each behavior and for all; letter mass and bias as text."""
+    n_written, seed = 0, results.request.seed
     of_behaviors: dict[str, list[LayerSteerability]] = {}
-    for behavior, points in task.headline.items():
+    for behavior in results.files:
+        points = results.plain_points(behavior)
+        if not points:
+            continue
         left_out = ("multiplier",) if len({point.layer for point in points}) == 1 else ("layer", "multiplier")
-        settings = task.plain(behavior).at(points[0].layer, 0.0)
-        letters = letters_table(letter_uses(points, task.args.seed))
-        task.wrote([save_table(task.stem(settings, *left_out, prefix="letters_"), letters)])
-        found = layer_steerabilities(points, task.args.seed)
-        stem = task.stem(settings, *left_out, prefix="steerability_")
+        settings = results.plain(behavior).at(points[0].layer, 0.0)
+        letters = letters_table(letter_uses(points, seed))
+        n_written += log_written([save_table(results.stem(settings, *left_out, prefix="letters_"), letters)])
+        found = layer_steerabilities(points, seed)
+        stem = results.stem(settings, *left_out, prefix="steerability_")
         if len(found) > 1:
             of_behaviors[behavior] = found
-            title = task.title(f"{task.about(behavior).label}: steerability")
-            styles = {behavior: behavior_style(task.paths, behavior)}
-            task.wrote(plot_steerability(task.paths, stem, title, {behavior: found}, styles, task.result_type))
+            title = f"{behavior_label(behavior)}: steerability"
+            n_written += _plot_steerability(results, stem, title, {behavior: found})
         elif found:
-            task.wrote([save_table(stem, steerability_table({behavior: found}))])
+            n_written += log_written([save_table(stem, steerability_table({behavior: found}))])
     if len(of_behaviors) > 1:
-        stem = task.stem(
-            task.plain(next(iter(of_behaviors))), "layer", "multiplier", "behavior", prefix="steerability_"
-        )
-        styles = {behavior: behavior_style(task.paths, behavior) for behavior in of_behaviors}
-        task.wrote(
-            plot_steerability(task.paths, stem, task.title("Steerability"), of_behaviors, styles, task.result_type)
-        )
+        like = results.plain(next(iter(of_behaviors)))
+        stem = results.stem(like, "layer", "multiplier", "behavior", prefix="steerability_")
+        n_written += _plot_steerability(results, stem, "Steerability", of_behaviors)
+    return n_written
+
+
+def _plot_steerability(
+    results: ResultSet, stem: Path, title: str, of_behaviors: Mapping[str, Sequence[LayerSteerability]]
+) -> int:
+    styles = {behavior: behavior_style(behavior) for behavior in of_behaviors}
+    return log_written(plot_steerability(stem, results.title(title), of_behaviors, styles, results.result_type))

@@ -4,20 +4,16 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from utils.behaviors import load_behavior
+from utils.evaluation.words import against_the_name, behavior_label, meaning_note
 from utils.figures import vectors as figures
-from utils.figures.effects import against_the_name, meaning_note
 from utils.figures.style import Table
 from utils.paths import DataPaths
-from utils.vectors.analysis import FloatArray, cosine_matrices, norms, paired_cosines
 from utils.vectors.files import VectorTable
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from utils.vectors.similarity import FloatArray, cosine_matrices, norms, paired_cosines
 
 _CHAT = re.compile(r"-(chat|instruct|it)(?=-|$)", re.IGNORECASE)
 
@@ -29,7 +25,7 @@ class PlannedFigure:
     stem: Path
     """Its path without suffix."""
     table: Table
-    draw: "Callable[[], Figure]"
+    draw: Callable[[], Figure]
     """To be called inside `figure_style()`."""
 
 
@@ -45,19 +41,18 @@ def plan_layer_similarities(
             continue
         layers = [vectors.layers[index] for index in there]
         of_behavior = matrix[np.ix_(there, there)]
-        about = load_behavior(paths, behavior)
-        title = f"{about.label}, {vectors.label}: {what}"
+        title = f"{behavior_label(behavior)}, {vectors.label}: {what}"
         yield PlannedFigure(
             paths.analysis(behavior, f"cosine_between_layers_{behavior_scope}{vectors.label}"),
             figures.layers_table(of_behavior[None], [behavior], layers, title),
-            _later(figures.layers_figure, title, meaning_note(about, "ab"), of_behavior, layers),
+            _later(figures.layers_figure, title, meaning_note(behavior, "ab"), of_behavior, layers),
         )
     if len(vectors.behaviors) > 1 and len(vectors.layers) > 1:
         title = f"{vectors.label}: {what}"
         yield PlannedFigure(
             paths.analysis(f"cosine_between_layers_{sheet_scope}{vectors.label}"),
             figures.layers_table(matrices, vectors.behaviors, vectors.layers, title),
-            _later(figures.layers_sheet, paths, title, "", matrices, vectors.behaviors, vectors.layers),
+            _later(figures.layers_sheet, title, "", matrices, vectors.behaviors, vectors.layers),
         )
 
 
@@ -68,16 +63,16 @@ def plan_behavior_similarities(paths: DataPaths, scope: str, vectors: VectorTabl
     matrices = cosine_matrices(vectors.values.swapaxes(0, 1))  # [n_layers, n_behaviors, n_behaviors]
     title = f"{vectors.label}: cosine similarity between behaviors"
     shown = (matrices, vectors.behaviors, vectors.layers)
-    note = against_the_name(paths, vectors.behaviors, "ab") or ""
+    note = against_the_name(vectors.behaviors, "ab")
     yield PlannedFigure(
         paths.analysis(f"cosine_between_behaviors_{scope}{vectors.label}"),
         figures.behaviors_table(*shown, title),
-        _later(figures.behaviors_sheet, paths, title, note, *shown),
+        _later(figures.behaviors_sheet, title, note, *shown),
     )
     yield PlannedFigure(
         paths.analysis(f"cosine_between_behaviors_by_layer_{scope}{vectors.label}"),
         figures.pairs_table(*shown, title),
-        _later(figures.pairs_figure, paths, title, note, *shown),
+        _later(figures.pairs_figure, title, note, *shown),
     )
 
 
@@ -90,7 +85,7 @@ def plan_norms(paths: DataPaths, scope: str, before: VectorTable, after: VectorT
     return PlannedFigure(
         paths.analysis(f"vector_norms_{scope}{before.label}"),
         figures.norms_table(found, before.behaviors, before.layers, title),
-        _later(figures.norms_figure, paths, title, "", found, before.behaviors, before.layers),
+        _later(figures.norms_figure, title, "", found, before.behaviors, before.layers),
     )
 
 
@@ -105,7 +100,7 @@ def plan_model_similarity(paths: DataPaths, scope: str, chat: VectorTable, base:
     return PlannedFigure(
         paths.analysis(f"cosine_chat_and_base_{scope}{chat.label}_{base.label}"),
         figures.per_layer_table(cosines, behaviors, layers, title),
-        _later(figures.models_figure, paths, title, "", cosines, behaviors, layers),
+        _later(figures.models_figure, title, "", cosines, behaviors, layers),
     )
 
 
@@ -129,5 +124,5 @@ def chat_and_base(labels: Sequence[str]) -> list[tuple[str, str]]:
     return found
 
 
-def _later(draw: "Callable[..., Figure]", *arguments: object) -> "Callable[[], Figure]":
+def _later(draw: Callable[..., Figure], *arguments: object) -> Callable[[], Figure]:
     return lambda: draw(*arguments)

@@ -6,30 +6,18 @@ it draws anything.
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from utils.behaviors import load_behavior
 from utils.data.estimates import Estimate
+from utils.evaluation.words import behavior_label
+from utils.figures.lines import draw_line, layer_axis, legend_below
 from utils.figures.results import behavior_style
-from utils.figures.style import (
-    COLUMN_WIDTH,
-    PAGE_WIDTH,
-    Table,
-    draw_line,
-    layer_axis,
-    legend_below,
-    new_figure,
-    panel_grid,
-    set_title,
-)
-from utils.paths import DataPaths
-from utils.vectors.analysis import FloatArray
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from utils.figures.style import COLUMN_WIDTH, PAGE_WIDTH, Table, new_figure, panel_grid, set_title
+from utils.vectors.similarity import FloatArray
 
 _NOT_THERE = "nan: there is no such vector, or it is all zeros"
 _GREY = "#bbbbbb"
@@ -40,7 +28,7 @@ _WRITE_VALUES_UP_TO = 8  # rows of a heatmap panel that has room for numbers
 # --- heatmaps --------------------------------------------------------------------------------------
 
 
-def layers_figure(title: str, note: str, matrix: FloatArray, layers: Sequence[int]) -> "Figure":
+def layers_figure(title: str, note: str, matrix: FloatArray, layers: Sequence[int]) -> Figure:
     """Similarity of every layer's vector with every other layer's, [n_layers, n_layers]."""
     figure, ax = new_figure(COLUMN_WIDTH, 3.3)
     _heatmap(ax, matrix)
@@ -55,26 +43,26 @@ def layers_figure(title: str, note: str, matrix: FloatArray, layers: Sequence[in
 
 
 def layers_sheet(
-    paths: DataPaths, title: str, note: str, matrices: FloatArray, behaviors: Sequence[str], layers: Sequence[int]
-) -> "Figure":
+    title: str, note: str, matrices: FloatArray, behaviors: Sequence[str], layers: Sequence[int]
+) -> Figure:
     """The same for all behaviors, [n_behaviors, n_layers, n_layers]."""
     figure, axes = _panels(len(behaviors))
     for ax, behavior, matrix in zip(axes, behaviors, matrices, strict=False):
         _heatmap(ax, matrix)
         _layer_ticks(ax, layers, most=6)
-        ax.set_title(load_behavior(paths, behavior).label, fontsize=7, pad=3)
+        ax.set_title(behavior_label(behavior), fontsize=7, pad=3)
     _finish_panels(figure, axes, len(behaviors), title, note, "axes: layer (0-based decoder block)", _gaps(matrices))
     return figure
 
 
 def behaviors_sheet(
-    paths: DataPaths, title: str, note: str, matrices: FloatArray, behaviors: Sequence[str], layers: Sequence[int]
-) -> "Figure":
+    title: str, note: str, matrices: FloatArray, behaviors: Sequence[str], layers: Sequence[int]
+) -> Figure:
     """Similarity of the behaviors' vectors in each layer, [n_layers, n_behaviors, n_behaviors]."""
     n_panels = len(layers)
     n_rows, n_columns = panel_grid(n_panels)
     figure, axes = _panels(n_panels)
-    labels = [load_behavior(paths, behavior).label for behavior in behaviors]
+    labels = [behavior_label(behavior) for behavior in behaviors]
     places = range(len(behaviors))
     for index, (ax, layer, matrix) in enumerate(zip(axes, layers, matrices, strict=False)):
         _heatmap(ax, matrix)
@@ -89,13 +77,11 @@ def behaviors_sheet(
     return figure
 
 
-def pairs_figure(
-    paths: DataPaths, title: str, note: str, cosines: FloatArray, behaviors: Sequence[str], layers: Sequence[int]
-) -> "Figure":
+def pairs_figure(title: str, note: str, cosines: FloatArray, behaviors: Sequence[str], layers: Sequence[int]) -> Figure:
     """Similarity of every two behaviors over the layers, from [n_layers, n_behaviors, n_behaviors]."""
     pairs = list(itertools.combinations(range(len(behaviors)), 2))
     rows = np.array([cosines[:, first, second] for first, second in pairs])  # [n_pairs, n_layers]
-    labels = [" / ".join(load_behavior(paths, behaviors[index]).label for index in pair) for pair in pairs]
+    labels = [" / ".join(behavior_label(behaviors[index]) for index in pair) for pair in pairs]
     figure, ax = new_figure(PAGE_WIDTH, 1.1 + 0.16 * len(pairs))
     _heatmap(ax, rows, square=False)
     ax.set_xticks(*_ticks(layers, 20))
@@ -109,7 +95,7 @@ def pairs_figure(
     return figure
 
 
-def _panels(n_panels: int) -> "tuple[Figure, list[Axes]]":
+def _panels(n_panels: int) -> tuple[Figure, list[Axes]]:
     n_rows, n_columns = panel_grid(n_panels)
     width = COLUMN_WIDTH if n_panels == 1 else PAGE_WIDTH
     figure, axes = new_figure(
@@ -118,7 +104,7 @@ def _panels(n_panels: int) -> "tuple[Figure, list[Axes]]":
     return figure, list(axes.flat)
 
 
-def _finish_panels(figure: "Figure", axes: "list[Axes]", n_panels: int, title: str, *notes: str) -> None:
+def _finish_panels(figure: Figure, axes: list[Axes], n_panels: int, title: str, *notes: str) -> None:
     for ax in axes[n_panels:]:
         ax.set_axis_off()
     _colorbar(figure, axes)
@@ -129,9 +115,7 @@ def _gaps(matrices: FloatArray) -> str:
     return "grey: no vector" if np.isnan(matrices).any() else ""
 
 
-def _heatmap(ax: "Axes", matrix: FloatArray, square: bool = True) -> None:
-    from matplotlib import colormaps
-
+def _heatmap(ax: Axes, matrix: FloatArray, square: bool = True) -> None:
     colors = colormaps["RdBu_r"].with_extremes(bad=_GREY)
     ax.imshow(
         np.ma.masked_invalid(matrix),
@@ -146,7 +130,7 @@ def _heatmap(ax: "Axes", matrix: FloatArray, square: bool = True) -> None:
         spine.set_visible(False)
 
 
-def _colorbar(figure: "Figure", axes: "Axes | list[Axes]") -> None:
+def _colorbar(figure: Figure, axes: Axes | list[Axes]) -> None:
     """A colour bar for all panels; and no gaps where square panels leave room."""
     figure.set_layout_engine("compressed")
     first = axes[0] if isinstance(axes, list) else axes
@@ -155,14 +139,14 @@ def _colorbar(figure: "Figure", axes: "Axes | list[Axes]") -> None:
     bar.outline.set_visible(False)
 
 
-def _write_values(ax: "Axes", matrix: FloatArray) -> None:
+def _write_values(ax: Axes, matrix: FloatArray) -> None:
     for (row, column), value in np.ndenumerate(matrix):
         if np.isfinite(value):
             color = "white" if abs(value) > 0.6 else "black"
             ax.text(column, row, f"{round(value, 2) + 0.0:.2f}", ha="center", va="center", color=color, fontsize=5)
 
 
-def _layer_ticks(ax: "Axes", layers: Sequence[int], most: int = _MAX_TICKS) -> None:
+def _layer_ticks(ax: Axes, layers: Sequence[int], most: int = _MAX_TICKS) -> None:
     positions, labels = _ticks(layers, most)
     ax.set_xticks(positions, labels)
     ax.set_yticks(positions, labels)
@@ -180,11 +164,11 @@ def _ticks(layers: Sequence[int], most: int) -> tuple[list[int], list[str]]:
 
 
 def models_figure(
-    paths: DataPaths, title: str, note: str, cosines: FloatArray, behaviors: Sequence[str], layers: Sequence[int]
-) -> "Figure":
+    title: str, note: str, cosines: FloatArray, behaviors: Sequence[str], layers: Sequence[int]
+) -> Figure:
     """Similarity of two models' vectors over the layers, [n_behaviors, n_layers]."""
     figure, ax = new_figure(COLUMN_WIDTH, 3.0)
-    _lines(paths, ax, cosines, behaviors, layers)
+    _lines(ax, cosines, behaviors, layers)
     ax.axhline(0, color="#666666", linewidth=0.6)
     ax.set_ylim(min(0.0, float(np.nanmin(cosines))) - 0.03, 1.03)
     ax.set_ylabel("cosine similarity")
@@ -194,19 +178,14 @@ def models_figure(
 
 
 def norms_figure(
-    paths: DataPaths,
-    title: str,
-    note: str,
-    norms_of: Sequence[tuple[str, FloatArray]],
-    behaviors: Sequence[str],
-    layers: Sequence[int],
-) -> "Figure":
+    title: str, note: str, norms_of: Sequence[tuple[str, FloatArray]], behaviors: Sequence[str], layers: Sequence[int]
+) -> Figure:
     """Norms over the layers, a panel for each (name, [n_behaviors, n_layers])."""
     figure, axes = new_figure(
         PAGE_WIDTH if len(norms_of) > 1 else COLUMN_WIDTH, 2.9, ncols=len(norms_of), sharey=True, squeeze=False
     )
     for ax, (name, norms) in zip(axes[0], norms_of, strict=True):
-        _lines(paths, ax, np.where(norms > 0, norms, np.nan), behaviors, layers)
+        _lines(ax, np.where(norms > 0, norms, np.nan), behaviors, layers)
         same = len(behaviors) > 1 and np.allclose(norms, norms[0], rtol=1e-3, atol=0)
         ax.set_title(f"{name}: the same for all behaviors" if same else name, loc="left", fontsize=7, pad=3)
     shown = np.concatenate([norms[norms > 0] for _, norms in norms_of])
@@ -223,10 +202,10 @@ def norms_figure(
     return figure
 
 
-def _lines(paths: DataPaths, ax: "Axes", values: FloatArray, behaviors: Sequence[str], layers: Sequence[int]) -> None:
+def _lines(ax: Axes, values: FloatArray, behaviors: Sequence[str], layers: Sequence[int]) -> None:
     for behavior, row in zip(behaviors, values, strict=True):
         points = [Estimate(float(value), np.nan, np.nan, 1, 1) for value in row]
-        draw_line(ax, layers, points, load_behavior(paths, behavior).label, behavior_style(paths, behavior))
+        draw_line(ax, layers, points, behavior_label(behavior), behavior_style(behavior))
     layer_axis(ax, layers)
 
 

@@ -7,26 +7,18 @@ import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
+from matplotlib.patches import Rectangle
 
-from utils.figures.style import (
-    LAYER_LABEL,
-    PAGE_WIDTH,
-    VERMILLION,
-    Table,
-    figure_style,
-    multiplier_styles,
-    new_figure,
-    set_title,
-)
+from utils.figures.lines import LAYER_LABEL, multiplier_styles
+from utils.figures.style import PAGE_WIDTH, VERMILLION, Table, figure_style, new_figure, set_title
 from utils.inside.readings import PLACE_LABELS, IntermediateDecoding, Place, TokenProjections, VectorDecoding
 from utils.inside.token_texts import escaped, visible_text
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _CELL_HEIGHT = 0.16  # inches, one line of small text
 _LEAST_HEIGHT = 2.6  # inches; the labels beside a table of few layers
@@ -42,12 +34,10 @@ def drawn_text(text: str, most: int) -> str:
 
 @cache
 def _has_glyph(character: str) -> bool:
-    from matplotlib.font_manager import findfont, get_font
-
     return bool(get_font(findfont("DejaVu Sans")).get_char_index(ord(character)))
 
 
-def figure_png(figure: "Figure", dpi: int = 130) -> bytes:
+def figure_png(figure: Figure, dpi: int = 130) -> bytes:
     """The figure as a PNG image, for a notebook."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, pil_kwargs={"optimize": True})
@@ -59,7 +49,7 @@ def figure_png(figure: "Figure", dpi: int = 130) -> bytes:
 
 def draw_decoding_bars(
     decodings: Mapping[float, IntermediateDecoding], layer: int, position: int, title: str, n_tokens: int = 6
-) -> "Figure":
+) -> Figure:
     """The most likely tokens at each place of one block: a row for each multiplier, a column for each place.
 
     Args:
@@ -99,7 +89,7 @@ def draw_decoding_bars(
 
 def draw_decoding_heatmap(
     decoding: IntermediateDecoding, place: Place, title: str, changed_from: IntermediateDecoding | None = None
-) -> "Figure":
+) -> Figure:
     """The most likely token and its probability at one place: layers upwards, tokens of the text to the right.
 
     Args:
@@ -132,7 +122,7 @@ def draw_decoding_heatmap(
 # --- vectors ---------------------------------------------------------------------------------------
 
 
-def draw_vector_decoding(decoding: VectorDecoding, title: str, n_tokens: int = 6) -> "Figure":
+def draw_vector_decoding(decoding: VectorDecoding, title: str, n_tokens: int = 6) -> Figure:
     """What each layer's vector promotes most (left, the most first) and least (right, the least last)."""
     promoted, demoted = _ends(decoding, n_tokens)
     gap = np.full((len(decoding.layers), 1), np.nan)
@@ -199,9 +189,7 @@ def projections_table(projections: TokenProjections, notes: Sequence[str] = ()) 
 # --- shared ----------------------------------------------------------------------------------------
 
 
-def _draw_cells(
-    ax: "Axes", values: Any, texts: Sequence[Sequence[str]], colors: str, limits: tuple[float, float]
-) -> Any:
+def _draw_cells(ax: Axes, values: Any, texts: Sequence[Sequence[str]], colors: str, limits: tuple[float, float]) -> Any:
     """A coloured table with a token in each cell; cells without a value (NaN) stay empty. Returns the image."""
     low, high = limits
     image = ax.imshow(values, cmap=colors, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
@@ -226,10 +214,8 @@ def _draw_cells(
     return image
 
 
-def _frame_cells(ax: "Axes", cells: Sequence[Sequence[int]]) -> None:
+def _frame_cells(ax: Axes, cells: Sequence[Sequence[int]]) -> None:
     """Frame cells, each (row, column)."""
-    from matplotlib.patches import Rectangle
-
     for row, column in cells:
         ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=VERMILLION, linewidth=1.5))
 

@@ -1,25 +1,20 @@
 """The open-ended answers of one model, scored or not, arranged so that a page can put them side by side."""
 
-import argparse
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from utils.behaviors import Behavior, load_behavior
 from utils.errors import UserError
 from utils.evaluation.results import settings_of
-from utils.figures.results import PLAIN
-from utils.figures.variations import transfer_label, weights_label
+from utils.evaluation.words import PLAIN, behavior_label, behavior_meaning, condition_label
+from utils.figures.requests import PlotRequest
 from utils.judge.score_files import Record, answer_key, has_score, load_answers, load_scored
-from utils.model.checkpoints import ModelChoice
 from utils.paths import DataPaths
 from utils.settings import SteeringSettings, parse_result_name
 
 log = logging.getLogger(__name__)
-
-_PROMPTS = {None: PLAIN, "pos": "positive system prompt", "neg": "negative system prompt"}
 
 
 @dataclass(frozen=True)
@@ -43,8 +38,6 @@ class Answers:
     notes: list[str] = field(default_factory=list)
     """What could not be shown, or not as one would expect."""
     n_unreadable: int = 0
-    behaviors: dict[str, Behavior] = field(default_factory=dict)
-    """By id."""
 
     @property
     def distinct_files(self) -> list[AnswerFile]:
@@ -70,8 +63,8 @@ class Answers:
             "behaviors": [
                 {
                     "id": behavior,
-                    "label": self.behaviors[behavior].label,
-                    "meaning": self.behaviors[behavior].meaning,
+                    "label": behavior_label(behavior),
+                    "meaning": behavior_meaning(behavior),
                     "questions": list(of_behavior),
                 }
                 for behavior, of_behavior in questions.items()
@@ -100,31 +93,14 @@ def _page_set(file: AnswerFile, questions: dict[str, int], texts: dict[str, int]
     }
 
 
-def condition_label(at: SteeringSettings) -> str:
-    """Everything but model, behavior, layer and multiplier, in words."""
-    parts = [] if at.system_prompt is None else [_PROMPTS[at.system_prompt]]
-    if at.override_vector is not None or at.override_vector_model is not None:
-        parts.append(transfer_label(at))
-    if at.vector_behavior is not None:
-        parts.append(f"vector of {at.vector_behavior}")
-    if at.override_model_weights_path is not None:
-        parts.append(weights_label(at.override_model_weights_path))
-    if at.steer_positions == "all":
-        parts.append("every token steered")
-    if at.temperature:
-        parts.append(f"temperature {at.temperature:g}, {at.num_samples} samples, seed {at.seed}")
-    return ", ".join(parts) or PLAIN
-
-
-def collect_answers(args: argparse.Namespace, paths: DataPaths, choice: ModelChoice) -> Answers:
-    """Scored answers, and results that nobody scored yet; narrowed down by the flags."""
-    answers = Answers()
-    if args.type not in (None, "open_ended"):
+def collect_answers(request: PlotRequest) -> Answers:
+    """Scored answers, and results that nobody scored yet; narrowed down by the request."""
+    answers, paths = Answers(), request.paths
+    if "open_ended" not in request.types:
         return answers
-    for behavior in args.behaviors:
-        answers.behaviors[behavior] = load_behavior(paths, behavior)
-        named = _named_files(paths, behavior, settings_of(choice, behavior, "open_ended"))
-        for at, name in sorted(_choose(named, args).items(), key=lambda entry: _order(entry[0])):
+    for behavior in request.behaviors:
+        named = _named_files(paths, behavior, settings_of(request.choice, behavior, "open_ended"))
+        for at, name in sorted(_choose(named, request).items(), key=lambda entry: _order(entry[0])):
             _collect_file(answers, at, paths.scores_dir / behavior / name, paths.results_dir / behavior / name)
     return answers
 
@@ -144,19 +120,19 @@ def _named_files(paths: DataPaths, behavior: str, like: SteeringSettings) -> dic
     return named
 
 
-def _choose(named: Mapping[SteeringSettings, str], args: argparse.Namespace) -> dict[SteeringSettings, str]:
-    """Those that the flags ask for. Where a layer has no multiplier 0, another's serves: it is no steering."""
+def _choose(named: Mapping[SteeringSettings, str], request: PlotRequest) -> dict[SteeringSettings, str]:
+    """Those that are asked for. Where a layer has no multiplier 0, another's serves: it is no steering."""
     baselines: dict[SteeringSettings, str] = {}
     for at in sorted(named, key=_order):
         if at.multiplier == 0:
             baselines.setdefault(at.unsteered(), named[at])
     chosen = {}
     for at, name in named.items():
-        if args.layers and at.layer not in args.layers:
+        if request.layers and at.layer not in request.layers:
             continue
         zero = at.at(at.layer, 0.0)
         for one, file in ((at, name), (zero, named.get(zero) or baselines.get(zero.unsteered()))):
-            if file and (not args.multipliers or one.multiplier in args.multipliers):
+            if file and (not request.multipliers or one.multiplier in request.multipliers):
                 chosen[one] = file
     return chosen
 

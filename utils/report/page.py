@@ -4,49 +4,58 @@ The page needs nothing but itself. Texts reach it only through a template that e
 cannot end its script.
 """
 
-import argparse
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
-from utils.behaviors import list_behaviors, load_behavior
-from utils.evaluation.effects import Point, evaluation_command
-from utils.evaluation.headline import CHOICE_NOTE, Headline, headline_of, interval, steerability_text
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from utils.evaluation.effects import ALPHA, Point, evaluation_command
+from utils.evaluation.headline import BehaviorHeadline, Headline, steerability_text
 from utils.evaluation.results import settings_of
-from utils.figures.effects import Y_LABELS, meaning_note
+from utils.evaluation.words import (
+    HOLDS_HEADING,
+    P_HEADING,
+    P_NOTE,
+    TYPE_LABELS,
+    VALUE_LABELS,
+    behavior_label,
+    behavior_place,
+    interval_text,
+    meaning_note,
+)
 from utils.figures.kept import KeptFigure
-from utils.figures.results import Task
+from utils.figures.result_sets import ResultSet
 from utils.figures.style import Table
 from utils.files.writing import write_bytes
 from utils.inside.token_texts import escaped, spelled_out
-from utils.model.checkpoints import ModelChoice
-from utils.paths import DataPaths
 from utils.report.answers import Answers
 from utils.report.provenance import Provenance, collect_provenance
+from utils.report.requests import ReportRequest
 from utils.report.tokens import TokenView, token_view
-from utils.settings import ResultType
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
-    from markupsafe import Markup
 
 log = logging.getLogger(__name__)
 
-TYPE_LABELS: dict[ResultType, str] = {
-    "ab": "A/B questions",
-    "open_ended": "Open-ended answers",
-    "truthful_qa": "TruthfulQA",
-    "mmlu": "MMLU",
-}
 ALL_BEHAVIORS = "all behaviors"
 _TEMPLATES = Path(__file__).parent / "templates"
 _PLAIN_IN_URI = " !'()*+,-./:;=?@_~"  # what a browser reads unescaped in a data: URI
+
+
+@dataclass(frozen=True)
+class PlottedSet:
+    """A set of results, with what was made of it."""
+
+    results: ResultSet
+    figures: Sequence[KeptFigure]
+    headline: Headline | None
+    """None where there is no plain steering."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,7 @@ class FigureGroup:
 
 
 @dataclass(frozen=True)
-class Report:
+class Page:
     """What the page says."""
 
     title: str
@@ -69,7 +78,7 @@ class Report:
     groups: tuple[FigureGroup, ...]
     answers: Answers
     only_type: str
-    """The kind of results that --type asks for; empty for every kind, or where it is the answers."""
+    """See `ReportRequest`."""
     answers_command: str
     tokens: TokenView
     steer_all: bool
@@ -77,18 +86,17 @@ class Report:
     missing: tuple[str, ...]
 
 
-def report_path(args: argparse.Namespace, paths: DataPaths, choice: ModelChoice) -> Path:
-    like = settings_of(choice, args.behaviors[0], args.type or "ab", args.steer_positions)
-    left_out = ("layer", "multiplier", "behavior") if args.type else ("layer", "multiplier", "behavior", "type")
-    return paths.analysis_dir / f"report_{like.describe(*left_out)}.html"
+def report_path(request: ReportRequest) -> Path:
+    plot = request.plot
+    like = settings_of(plot.choice, plot.behaviors[0], plot.type or "ab", plot.steer_positions)
+    left_out = ("layer", "multiplier", "behavior") if plot.type else ("layer", "multiplier", "behavior", "type")
+    return plot.paths.analysis_dir / f"report_{like.describe(*left_out)}.html"
 
 
-def write_report(
-    args: argparse.Namespace, paths: DataPaths, choice: ModelChoice, tasks: Sequence[Task], answers: Answers
-) -> Path:
+def write_report(request: ReportRequest, plotted: Sequence[PlottedSet], answers: Answers) -> Path:
     """Write the page; one that already says the same is left as it is."""
-    path = report_path(args, paths, choice)
-    page = render(collect_report(args, paths, choice, tasks, answers)).encode("utf-8", "backslashreplace")
+    path = report_path(request)
+    page = render(collect_page(request, plotted, answers)).encode("utf-8", "backslashreplace")
     if path.exists() and path.read_bytes() == page:
         log.info("%s is up to date (%.1f MB)", path, len(page) / 1e6)
     else:
@@ -97,56 +105,65 @@ def write_report(
     return path
 
 
-def collect_report(
-    args: argparse.Namespace, paths: DataPaths, choice: ModelChoice, tasks: Sequence[Task], answers: Answers
-) -> Report:
-    """Put together what the page says; `tasks` have been plotted."""
-    steer_all = args.steer_positions == "all"
-    like = settings_of(choice, args.behaviors[0], "open_ended", args.steer_positions)
-    read = [path for task in tasks for files in task.files.values() for path in files.read_paths]
-    return Report(
-        title=args.title or f"Steering {choice.label}",
-        model=choice.label,
-        headlines=tuple(headline_of(task) for task in tasks if task.headline),
-        groups=tuple(group for task in tasks for group in group_figures(task)),
+def collect_page(request: ReportRequest, plotted: Sequence[PlottedSet], answers: Answers) -> Page:
+    """Put together what the page says."""
+    plot, sets = request.plot, [one.results for one in plotted]
+    like = settings_of(plot.choice, plot.behaviors[0], "open_ended", plot.steer_positions)
+    read = {path for results in sets for files in results.files.values() for path in files.read_paths}
+    sources = [*read, *(file.path for file in answers.files)]
+    return Page(
+        title=request.title,
+        model=plot.choice.label,
+        headlines=tuple(one.headline for one in plotted if one.headline),
+        groups=tuple(group for one in plotted for group in group_figures(one)),
         answers=answers,
-        only_type=args.type if args.type not in (None, "open_ended") else "",
+        only_type=request.only_type,
         answers_command=evaluation_command(
-            args.behaviors, args.layers or (), args.multipliers or (), like, choice, paths
+            plot.behaviors, plot.layers, plot.multipliers, like, plot.choice, plot.paths
         ),
-        tokens=token_view(tasks, answers, paths, args.behaviors, choice, steer_all),
-        steer_all=steer_all,
-        provenance=collect_provenance(args, paths.root, [*read, *(file.path for file in answers.files)], answers.notes),
-        missing=tuple(line for task in tasks for line in task.missing.lines()),
+        tokens=token_view(plot, sets, answers),
+        steer_all=plot.steer_positions == "all",
+        provenance=collect_provenance(request.command, plot.seed, plot.paths.root, sources, answers.notes),
+        missing=tuple(line for results in sets for line in results.missing.lines()),
     )
 
 
-def group_figures(task: Task) -> list[FigureGroup]:
+def group_figures(one: PlottedSet) -> list[FigureGroup]:
     """Figures of all behaviors first, then behavior by behavior."""
-    order = ["", *list_behaviors(task.paths)]
+    results = one.results
 
     def behavior_of(figure: KeptFigure) -> str:
-        return "" if figure.stem.parent == task.paths.analysis_dir else figure.stem.parent.name
+        return "" if figure.stem.parent == results.request.paths.analysis_dir else figure.stem.parent.name
 
-    ordered = sorted(task.figures, key=lambda figure: order.index(behavior_of(figure)))
+    def place(figure: KeptFigure) -> int:
+        behavior = behavior_of(figure)
+        return behavior_place(behavior) if behavior else -1
+
+    ordered = sorted(one.figures, key=place)
+    kind = ", ".join(part for part in (TYPE_LABELS[results.result_type], results.how) if part)
+    anchor = "-".join(str(part) for part in (results.result_type, *_sampling_parts(results)))
     return [
         FigureGroup(
-            f"figures-{task.result_type}-{behavior or 'all'}",
-            TYPE_LABELS[task.result_type],
-            load_behavior(task.paths, behavior).label if behavior else ALL_BEHAVIORS,
+            f"figures-{anchor}-{behavior or 'all'}",
+            kind,
+            behavior_label(behavior) if behavior else ALL_BEHAVIORS,
             tuple(figures),
         )
         for behavior, figures in groupby(ordered, behavior_of)
     ]
 
 
+def _sampling_parts(results: ResultSet) -> tuple[float, ...]:
+    """What tells sampled answers' anchors from those of greedy ones and from each other."""
+    sampling = results.sampling
+    return (sampling.temperature, sampling.num_samples, sampling.seed) if sampling.temperature else ()
+
+
 # --- drawing ---------------------------------------------------------------------------------------
 
 
 @cache
-def _environment() -> "Environment":
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+def _environment() -> Environment:
     made = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -158,61 +175,68 @@ def _environment() -> "Environment":
     return made
 
 
-def render(report: Report) -> str:
+def render(page: Page) -> str:
     return (
         _environment()
         .get_template("report.html.j2")
         .render(
-            report=report,
-            headlines=[_headline_table(headline) for headline in report.headlines],
-            choice_note=CHOICE_NOTE,
-            type_labels=TYPE_LABELS,
-            answer_data=report.answers.page_data() if report.answers.files else None,
+            page=page,
+            headlines=[_headline_table(headline) for headline in page.headlines],
+            p_heading=P_HEADING,
+            holds_heading=HOLDS_HEADING,
+            notes=list(dict.fromkeys(note for headline in page.headlines for note in headline.notes)),
+            has_others=any(one.others for headline in page.headlines for one in headline.behaviors),
+            p_note=f"{P_NOTE}; \u25cf holds: p < {ALPHA:g}. Empty: not tested.",
+            answer_data=page.answers.page_data() if page.answers.files else None,
         )
     )
 
 
 def _headline_table(headline: Headline) -> dict[str, Any]:
     """The headline as rows of text, the numbers written as in the terminal."""
-    behaviors = []
-    for one in headline.behaviors:
-        behaviors.append(
-            {
-                "label": one.behavior.label,
-                "meaning": meaning_note(one.behavior, headline.result_type),
-                "layer": one.layer,
-                "rows": [_headline_row(point) for point in one.points],
-                "steerability": steerability_text(one.steerability) if one.steerability else "",
-            }
-        )
+    anchor = "-".join(part for part in (headline.result_type, headline.how) if part)
     return {
-        "type": headline.result_type,
-        "label": TYPE_LABELS[headline.result_type],
-        "value": Y_LABELS[headline.result_type],
-        "behaviors": behaviors,
-        "chosen": headline.layer_was_chosen,
+        "anchor": "".join(character if character.isalnum() else "-" for character in anchor),
+        "label": ", ".join(part for part in (TYPE_LABELS[headline.result_type], headline.how) if part),
+        "value": VALUE_LABELS[headline.result_type],
+        "behaviors": [_behavior_rows(one, headline) for one in headline.behaviors],
     }
 
 
-def _headline_row(point: Point) -> dict[str, str]:
+def _behavior_rows(one: BehaviorHeadline, headline: Headline) -> dict[str, Any]:
+    """One behavior: a group of rows for each layer, that of the headline first."""
+    groups = [
+        {"layer": layer, "rows": [_point_row(point, one) for point in points]}
+        for layer, points in groupby(one.points, lambda point: point.layer)
+    ]
+    return {
+        "label": behavior_label(one.behavior),
+        "meaning": meaning_note(one.behavior, headline.result_type),
+        "choice": one.choice,
+        "groups": groups,
+        "n_rows": len(one.points),
+        "steerability": steerability_text(one),
+    }
+
+
+def _point_row(point: Point, one: BehaviorHeadline) -> Mapping[str, Any]:
     tested = math.isfinite(point.p_holm)
     return {
         "multiplier": f"{point.multiplier:g}",
-        "mean": interval(point.mean),
+        "mean": interval_text(point.mean),
         "n": f"{point.mean.n} of {point.mean.n_total}",
-        "change": interval(point.change, 4) if point.change.exists else "",
+        "change": interval_text(point.change, 4) if point.change.exists else "",
         "p": f"{point.p_holm:.2g}" if tested else "",
         "holds": ("holds" if point.holds else "does not hold") if tested else "",
+        "cited": any(point is chosen for chosen in one.chosen),
     }
 
 
-def figure_uri(figure: KeptFigure) -> "Markup":
+def figure_uri(figure: KeptFigure) -> Markup:
     """The figure as a data: URI: inside an image neither its ids nor its styles meet those of the page.
 
     What would end an attribute or begin a reference is percent-encoded, so it stands there as it is.
     """
-    from markupsafe import Markup
-
     svg = figure.svg if "'" in figure.svg else figure.svg.replace('"', "'")  # one character for three
     return Markup("data:image/svg+xml," + quote(svg, safe=_PLAIN_IN_URI))
 

@@ -1,6 +1,5 @@
 """What a report page was made of: the command, the files and when they were written, the runs behind them."""
 
-import argparse
 import hashlib
 import platform
 from collections import Counter
@@ -38,7 +37,7 @@ class Provenance:
     notes: tuple[str, ...]
 
 
-def collect_provenance(args: argparse.Namespace, root: Path, paths: Iterable[Path], notes: Sequence[str]) -> Provenance:
+def collect_provenance(command: str, seed: int, root: Path, paths: Iterable[Path], notes: Sequence[str]) -> Provenance:
     files = sorted(set(paths))
     digests = {path: sha256_of(path) for path in files}
     names = {path: path.relative_to(root).as_posix() for path in files}
@@ -46,8 +45,8 @@ def collect_provenance(args: argparse.Namespace, root: Path, paths: Iterable[Pat
     runs, n_unrecorded, problems = _runs_of(files)
     newest = max((path.stat().st_mtime for path in files), default=None)
     return Provenance(
-        command=args.command,
-        seed=args.seed,
+        command=command,
+        seed=seed,
         versions=", ".join(
             [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in _LIBRARIES)]
         ),

@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from utils.data.records import load_choice_items, load_open_ended_questions
 from utils.errors import UserError
-from utils.figures.results import PLAIN, Task
+from utils.evaluation.words import PLAIN, condition_label
+from utils.figures.requests import PlotRequest
+from utils.figures.result_sets import ResultSet
 from utils.files.reading import read_json
+from utils.inside.token_texts import texts_in_context
 from utils.judge.score_files import Record
 from utils.model.chat_format import ChatFormat, fixed_format, write_prompt
 from utils.model.checkpoints import ModelChoice
 from utils.model.loading import load_local_tokenizer
 from utils.paths import DataPaths
-from utils.report.answers import Answers, condition_label
+from utils.report.answers import Answers
 from utils.settings import ResultType
 
 if TYPE_CHECKING:
@@ -75,18 +78,12 @@ class _Question:
     answer: str = ""
 
 
-def token_view(
-    tasks: Sequence[Task],
-    answers: Answers,
-    paths: DataPaths,
-    behaviors: Sequence[str],
-    choice: ModelChoice,
-    steer_all: bool,
-) -> TokenView:
+def token_view(request: PlotRequest, sets: Sequence[ResultSet], answers: Answers) -> TokenView:
     """One question with choices and one open-ended question: out of the results, or else of the test sets."""
+    choice, steer_all = request.choice, request.steer_positions == "all"
     found = (
-        _choice_question(tasks) or _dataset_question(paths, behaviors, "ab"),
-        _open_question(answers) or _dataset_question(paths, behaviors, "open_ended"),
+        _choice_question(sets) or _dataset_question(request.paths, request.behaviors, "ab"),
+        _open_question(answers) or _dataset_question(request.paths, request.behaviors, "open_ended"),
     )
     questions = [question for question in found if question]
     try:
@@ -117,19 +114,19 @@ def _without_surrogates(question: _Question) -> _Question:
 # --- questions -------------------------------------------------------------------------------------
 
 
-def _choice_question(tasks: Sequence[Task]) -> _Question | None:
+def _choice_question(sets: Sequence[ResultSet]) -> _Question | None:
     keys: dict[ResultType, str] = {
         "ab": "answer_matching_behavior",
         "truthful_qa": "correct",
         "mmlu": "correct",
     }
-    for task in tasks:
-        if task.result_type not in keys:
+    for results in sets:
+        if results.result_type not in keys:
             continue
-        for files in task.files.values():
+        for files in results.files.values():
             for path in files.read_paths:
                 record = read_json(path)[0]
-                return _Question(record["question"], path.name, record[keys[task.result_type]].strip()[1])
+                return _Question(record["question"], path.name, record[keys[results.result_type]].strip()[1])
     return None
 
 
@@ -171,8 +168,6 @@ class _TokenWriter:
         self.steer_all = steer_all
 
     def __call__(self, question: _Question) -> tuple[ShownToken, ...]:
-        from utils.inside.token_texts import texts_in_context
-
         ids, start, last = self._encode(question)
         start = 0 if self.steer_all else start
         roles: list[Role] = [

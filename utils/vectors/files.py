@@ -39,6 +39,13 @@ def find_activations(paths: DataPaths, behavior: str, label: str) -> set[int]:
     return found["pos"] & found["neg"]
 
 
+def activation_labels(paths: DataPaths, behavior: str) -> set[str]:
+    """The labels of all models of which a behavior has activations."""
+    folder = paths.activations(behavior, "pos", 0, "").parent
+    matches = [_ACTIVATIONS_NAME.fullmatch(path.name) for path in folder.iterdir()] if folder.is_dir() else []
+    return {match.group(3) for match in matches if match}
+
+
 def choice_of_label(label: str) -> ModelChoice:
     """The model whose files bear a label: a known checkpoint, or else one to be named with --model."""
     for size in MODEL_SIZES:
