@@ -1,14 +1,21 @@
 #!/usr/bin/env python3
-"""Score open-ended answers from 0 to 10 with a judge model, through the OpenAI API or any server like it.
+"""Score open-ended answers from 0 to 10 with a judge model, or measure them without one (--metrics).
 
-Without arguments everything that has no scores yet is scored. Each score is kept as soon as it comes:
-after an interruption the same command asks only for what is missing. The key is OPEN_AI_KEY (or
-OPENAI_API_KEY) in .env or the environment; --base_url names another server, such as one on this machine.
+The judge is asked through the OpenAI API or any server like it. Without arguments everything that has no
+scores yet is scored. Each score is kept as soon as it comes: after an interruption the same command asks
+only for what is missing. The key is OPEN_AI_KEY (or OPENAI_API_KEY) in .env or the environment; --base_url
+names another server, such as one on this machine.
+
+--metrics needs no key and no server: length, distinct-2, perplexity under the model without steering, and
+what the behavior's file asks for (sentiment, listed words, how answers begin), with intervals and the
+change from multiplier 0.
 
 Reads:   results/<behavior>/results_*_type=open_ended_*.json
 Writes:  results/open_ended_scores/<behavior>/<same name>: the records with a score each
+         --metrics: results/open_ended_metrics/<behavior>/<same name>, analysis/<behavior>/answers_*
 Example: ./scoring.py --behaviors sycophancy --layers 13 --dry_run
          ./scoring.py --behaviors sycophancy --layers 13 --max_cost 0.50
+         ./scoring.py --metrics --behaviors sycophancy --layers 13
          ./scoring.py --agreement results/open_ended_scores other_scores
 """
 
@@ -23,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.behaviors import load_behavior, published_behaviors
 from utils.cli import values as flag_values
-from utils.cli.flags import add_behaviors, add_layers, add_multipliers, data_paths, make_parser
+from utils.cli.flags import add_behaviors, add_device, add_layers, add_multipliers, data_paths, make_parser
 from utils.cli.run import EXIT_DONE, EXIT_FAILED, exit_with, run_main
 from utils.errors import UserError
 from utils.judge.cost import CHARS_PER_TOKEN, DEFAULT_JUDGE, Budget, Estimate, Price, price_of
@@ -31,19 +38,26 @@ from utils.model.checkpoints import MODEL_SIZES, checkpoint_label, choose_model
 from utils.paths import DataPaths
 
 if TYPE_CHECKING:
+    from llama_wrapper import LlamaWrapper
     from utils.judge.client import Judge
     from utils.judge.score_files import Purpose, ScorePlan
     from utils.judge.tally import Tally
+    from utils.model.checkpoints import ModelChoice
     from utils.settings import SteeringSettings
 
 log = logging.getLogger(__name__)
 
 OPENAI_URL = "https://api.openai.com/v1"
+JUDGE_FLAGS = (
+    *("judge_model", "base_url", "concurrency", "timeout", "max_retries", "price", "max_cost"),
+    *("retry_unscored", "scores_dir", "dry_run", "agreement"),
+)
+METRICS_FLAGS = ("no_perplexity", "device", "device_map", "dtype", "seed")
 PURPOSES: "tuple[Purpose, ...]" = ("score", "overwrite", "retry")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = make_parser(__doc__, overwrite=True)
+    parser = make_parser(__doc__, overwrite=True, seed=True)
     add_behaviors(parser)
     add_layers(parser, "all found")
     add_multipliers(parser, None, "all found")
@@ -55,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--model", metavar="NAME_OR_PATH", help="only answers of this checkpoint (default: of every model)"
     )
     parser.add_argument("--use_base_model", action="store_true", help="only answers of base models (default: of both)")
+    add_metrics(parser)
     add_judge(parser)
     parser.add_argument(
         "--retry_unscored", action="store_true", help="ask again for answers that were kept as unscored"
@@ -76,6 +91,18 @@ def build_parser() -> argparse.ArgumentParser:
         help="only compare two folders of scores of the same answers",
     )
     return parser
+
+
+def add_metrics(parser: argparse.ArgumentParser) -> None:
+    """Flags of measuring without a judge."""
+    metrics = parser.add_argument_group("without a judge")
+    metrics.add_argument(
+        "--metrics", action="store_true", help="measure the answers themselves: no judge, no key, no server"
+    )
+    metrics.add_argument(
+        "--no_perplexity", action="store_true", help="with --metrics: leave perplexity out, so that no model is loaded"
+    )
+    add_device(metrics)
 
 
 def add_judge(parser: argparse.ArgumentParser) -> None:
@@ -122,6 +149,9 @@ def add_judge(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    check_flags(args)
+    if args.metrics:
+        return measure(args)
     if args.agreement:
         return compare(*args.agreement)
 
@@ -137,6 +167,48 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return estimate(plans, price, args)
     return score_all(plans, Budget(price, args.max_cost), args)
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        UserError: If flags of the judge stand beside --metrics, or flags of --metrics without it.
+    """
+    parser = build_parser()
+    foreign = JUDGE_FLAGS if args.metrics else METRICS_FLAGS
+    if given := [f"--{name}" for name in foreign if getattr(args, name) != parser.get_default(name)]:
+        why = "--metrics asks no judge; leave one or the other out" if args.metrics else "only with --metrics"
+        raise UserError(f"{', '.join(given)}: {why}")
+
+
+def measure(args: argparse.Namespace) -> int:
+    """Measure answers without a judge; print a table for each behavior and condition, and draw it."""
+    from utils.evaluation.metric_run import MetricsRequest, plan_metrics, write_metrics
+    from utils.figures.answers import report_metrics
+
+    paths = data_paths(args)
+    request = MetricsRequest(
+        paths=paths,
+        behaviors=tuple(dict.fromkeys(args.behaviors)),
+        wanted=lambda settings: is_wanted(settings, args, with_unsteered=True),
+        model=args.model,
+        with_perplexity=not args.no_perplexity,
+        overwrite=args.overwrite,
+        command=args.command,
+    )
+    plan = plan_metrics(request)
+    check_found([settings for settings in plan.found if is_wanted(settings, args)], args, paths)
+    write_metrics(plan, lambda choice: load_model(choice, args))
+    for text in report_metrics(plan, args.seed):
+        print(text, end="\n\n")  # noqa: T201
+    log.info("%s", plan.summary())
+    return EXIT_FAILED if plan.n_left else EXIT_DONE
+
+
+def load_model(choice: "ModelChoice", args: argparse.Namespace) -> "LlamaWrapper":
+    from llama_wrapper import LlamaWrapper
+
+    return LlamaWrapper.load(choice, args.device, args.dtype, over_all_devices=args.device_map == "auto")
 
 
 def score_all(plans: "list[ScorePlan]", budget: Budget, args: argparse.Namespace) -> int:
@@ -177,7 +249,16 @@ def plan_all(args: argparse.Namespace) -> "list[ScorePlan]":
         lambda behavior: judge_record(behavior, args),
     )
     plans = [planner.plan(paths, behavior) for behavior in args.behaviors]
-    found = [settings for plan in plans for settings in plan.found]
+    check_found([settings for plan in plans for settings in plan.found], args, paths)
+    return plans
+
+
+def check_found(found: "Sequence[SteeringSettings]", args: argparse.Namespace, paths: DataPaths) -> None:
+    """Name what was asked for and is not there.
+
+    Raises:
+        UserError: If nothing is.
+    """
     if not found:
         raise UserError(f"no such open-ended results under {paths.results_dir}; run: {how_to_answer(args, paths)}")
     for flag, asked, there in (
@@ -188,10 +269,10 @@ def plan_all(args: argparse.Namespace) -> "list[ScorePlan]":
         ),
         ("--layers", args.layers or [], {settings.layer for settings in found}),
         ("--multipliers", args.multipliers or [], {settings.multiplier for settings in found}),
+        ("--strengths", args.strengths or [], {settings.multiplier for settings in found}),
     ):
         if missing := [value for value in asked if value not in there]:
             log.warning("no such open-ended results for %s %s", flag, " ".join(map(str, missing)))
-    return plans
 
 
 def how_to_answer(args: argparse.Namespace, paths: DataPaths) -> str:
@@ -199,20 +280,27 @@ def how_to_answer(args: argparse.Namespace, paths: DataPaths) -> str:
     words: list[object] = ["--behaviors", *args.behaviors] if set(args.behaviors) != set(published_behaviors()) else []
     words += ["--layers", *args.layers] if args.layers else []
     words += ["--multipliers", *args.multipliers] if args.multipliers else []
+    words += ["--strengths", *args.strengths] if args.strengths else []
     if args.model or args.model_size:
         words += choose_model(args.model_size or "", args.model, args.use_base_model).command_words
     return paths.command("prompting_with_steering", *words, "--type", "open_ended")
 
 
-def is_wanted(settings: "SteeringSettings", args: argparse.Namespace) -> bool:
-    """Whether the flags ask for these answers."""
+def is_wanted(settings: "SteeringSettings", args: argparse.Namespace, *, with_unsteered: bool = False) -> bool:
+    """Whether the flags ask for these answers, or they are those at multiplier 0 `with_unsteered`."""
     return (
         (args.layers is None or settings.layer in args.layers)
-        and (args.multipliers is None or settings.multiplier in args.multipliers)
+        and (is_wanted_amount(settings, args) or (with_unsteered and settings.multiplier == 0))
         and (args.model_size is None or settings.model_size == args.model_size)
         and (args.model is None or settings.model == checkpoint_label(args.model))
         and (settings.use_base_model or not args.use_base_model)
     )
+
+
+def is_wanted_amount(settings: "SteeringSettings", args: argparse.Namespace) -> bool:
+    """Whether --multipliers or --strengths, where one is given, names what is added."""
+    asked = args.multipliers if settings.knob == "multiplier" else args.strengths
+    return settings.multiplier in asked if asked else not (args.multipliers or args.strengths)
 
 
 def judge_record(behavior: str, args: argparse.Namespace) -> dict[str, Any]:

@@ -58,6 +58,7 @@ class DataPaths:
         self.results_dir = root / "results"
         self.analysis_dir = root / "analysis"
         self.scores_dir = self.results_dir / "open_ended_scores"
+        self.metrics_dir = self.results_dir / "open_ended_metrics"
 
     @property
     def is_repository(self) -> bool:
@@ -174,6 +175,9 @@ class DataPaths:
 
     def scores(self, settings: SteeringSettings) -> Path:
         return self.scores_dir / settings.behavior / settings.result_name
+
+    def metrics(self, settings: SteeringSettings) -> Path:
+        return self.metrics_dir / settings.behavior / settings.result_name
 
     def finetuned_weights(self, name: str) -> Path:
         return self.root / "finetuned_models" / f"{name}.pt"

@@ -7,7 +7,7 @@ gave none, `score` is null and `judge_reply` and `unscored_reason` say why; that
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -122,17 +122,8 @@ class Planner:
     def plan(self, paths: DataPaths, behavior: str) -> ScorePlan:
         """Look at all open-ended results of a behavior; what is off is logged and counted."""
         plan = ScorePlan(behavior)
-        folder = paths.results_dir / behavior
-        for answers_path in sorted(folder.glob("results_*.json")):
-            try:
-                settings = parse_result_name(answers_path.name)
-            except UserError as err:
-                log.warning("left out %s: %s", folder, err)
-                continue
-            if settings.type != "open_ended":
-                continue
+        for answers_path, settings in find_answers(paths, behavior):
             if settings.behavior != behavior:
-                log.warning("left out %s: it names another behavior than its folder", answers_path)
                 plan.n_broken += 1
                 continue
             asked_for = self.wanted(settings)
@@ -180,6 +171,21 @@ class Planner:
             plan.n_done += 1
             plan.n_unscored += n_unscored
             plan.n_other_judge += made is not None and not same_judge
+
+
+def find_answers(paths: DataPaths, behavior: str) -> Iterator[tuple[Path, SteeringSettings]]:
+    """The open-ended result files in a behavior's folder; one that names another behavior is logged."""
+    folder = paths.results_dir / behavior
+    for path in sorted(folder.glob("results_*.json")):
+        try:
+            settings = parse_result_name(path.name)
+        except UserError as err:
+            log.warning("left out %s: %s", folder, err)
+            continue
+        if settings.type == "open_ended":
+            if settings.behavior != behavior:
+                log.warning("left out %s: it names another behavior than its folder", path)
+            yield path, settings
 
 
 def load_answers(path: Path) -> tuple[Record, ...]:

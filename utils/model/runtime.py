@@ -41,14 +41,18 @@ class Runtime:
     def dtype(self) -> torch.dtype:
         return self.model.dtype
 
+    def fits(self, length: int) -> bool:
+        """Whether so many tokens are within the model's context, as far as its configuration says."""
+        limit = getattr(self.config, "max_position_embeddings", None)
+        return limit is None or length <= limit
+
     def check_lengths(self, lengths: Sequence[int], n_new_tokens: int = 0) -> None:
         """Refuse what is longer than the model's context; UserError names the item."""
-        limit = getattr(self.config, "max_position_embeddings", None)
         for index, length in enumerate(lengths):
-            if limit is not None and length + n_new_tokens > limit:
+            if not self.fits(length + n_new_tokens):
                 raise UserError(
                     f"item {index} has {length} tokens (and {n_new_tokens} to come), but {self.label} "
-                    f"takes at most {limit}; shorten it"
+                    f"takes at most {self.config.max_position_embeddings}; shorten it"
                 )
 
     def packable(self, lengths: Sequence[int]) -> list[int]:
