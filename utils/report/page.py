@@ -88,7 +88,7 @@ class Page:
 
 def report_path(request: ReportRequest) -> Path:
     plot = request.plot
-    like = settings_of(plot.choice, plot.behaviors[0], plot.type or "ab", plot.steer_positions)
+    like = settings_of(plot.choice, plot.behaviors[0], plot.type or "ab", plot.steer_positions, plot.kind, plot.knob)
     left_out = ("layer", "multiplier", "behavior") if plot.type else ("layer", "multiplier", "behavior", "type")
     return plot.paths.analysis_dir / f"report_{like.describe(*left_out)}.html"
 
@@ -108,7 +108,7 @@ def write_report(request: ReportRequest, plotted: Sequence[PlottedSet], answers:
 def collect_page(request: ReportRequest, plotted: Sequence[PlottedSet], answers: Answers) -> Page:
     """Put together what the page says."""
     plot, sets = request.plot, [one.results for one in plotted]
-    like = settings_of(plot.choice, plot.behaviors[0], "open_ended", plot.steer_positions)
+    like = settings_of(plot.choice, plot.behaviors[0], "open_ended", plot.steer_positions, plot.kind, plot.knob)
     read = {path for results in sets for files in results.files.values() for path in files.read_paths}
     sources = [*read, *(file.path for file in answers.files)]
     return Page(
