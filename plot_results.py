@@ -40,7 +40,7 @@ from utils.settings import RESULT_TYPES
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__, seed=True)
     add_behaviors(parser)
     add_layers(parser, default="those found")
     add_multipliers(parser, None, "those found")
