@@ -52,7 +52,7 @@ _OF_THE_PROMPT = ("layer", "behavior", "multiplier", "max_new_tokens")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__, overwrite=True)
     add_behaviors(parser)
     add_layers(parser, default="those that are there")
     add_model_filter(parser)

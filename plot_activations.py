@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__, overwrite=True, seed=True)
     add_behaviors(parser)
     add_layers(parser, default="those with saved activations")
     add_model(parser)

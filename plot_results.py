@@ -22,7 +22,17 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from utils.cli.flags import add_behaviors, add_layers, add_model, add_multipliers, data_paths, make_parser, model_choice
+from utils.cli.flags import (
+    add_behaviors,
+    add_layers,
+    add_model,
+    add_multipliers,
+    add_vector_kind,
+    data_paths,
+    make_parser,
+    model_choice,
+    vector_kind,
+)
 from utils.cli.run import EXIT_DONE, EXIT_FAILED, exit_with, run_main
 from utils.figures.requests import PlotRequest
 from utils.report.requests import ReportRequest
@@ -30,12 +40,13 @@ from utils.settings import RESULT_TYPES
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__, seed=True)
     add_behaviors(parser)
     add_layers(parser, default="those found")
     add_multipliers(parser, None, "those found")
     parser.add_argument("--type", choices=RESULT_TYPES, help="kind of results (default: every kind found)")
     add_model(parser)
+    add_vector_kind(parser)
     parser.add_argument("--title", help="title of the figures (default: what they show)")
     parser.add_argument(
         "--override_vector", type=int, metavar="LAYER", help="plot only the transfer of this layer's vector"
@@ -71,12 +82,14 @@ def plot_request(args: argparse.Namespace) -> PlotRequest:
         behaviors=tuple(args.behaviors),
         type=args.type,
         layers=tuple(args.layers or ()),
-        multipliers=tuple(args.multipliers or ()),
+        multipliers=tuple((args.multipliers if args.strengths is None else args.strengths) or ()),
         title=args.title or "",
         override_vector=args.override_vector,
         override_vector_model=args.override_vector_model,
         override_weights=tuple(args.override_weights) if args.override_weights else None,
         steer_positions=args.steer_positions,
+        kind=vector_kind(args),
+        knob="multiplier" if args.strengths is None else "strength",
         seed=args.seed,
     )
 

@@ -191,7 +191,7 @@ def test_the_root_comes_before_the_repository(tmp_path: Path) -> None:
 
 def test_own_behaviors_come_behind_the_bundled_ones_and_change_no_colour(tmp_path: Path) -> None:
     paths = DataPaths(tmp_path)
-    before = {behavior: behavior_style(repository, behavior) for behavior in SEVEN}
+    before = {behavior: behavior_style(behavior) for behavior in SEVEN}
     for name in ("zebra", "aardvark"):
         put_behavior(tmp_path, {**PIRATE, "id": name}, name)
     (tmp_path / "datasets" / "behaviors" / "not an id.json").write_text("{}")

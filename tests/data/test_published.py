@@ -88,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pooch.core.time.sleep", lambda _: None)
+    monkeypatch.setattr("pooch.core.time.sleep", lambda *_: None)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 

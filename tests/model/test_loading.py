@@ -30,7 +30,6 @@ from tests.models import (
     save_checkpoint,
 )
 from utils.errors import UserError
-from utils.model import checkpoints as models
 from utils.model.architectures import find_decoder_layers
 from utils.model.checkpoints import ModelChoice, choose_model
 from utils.model.loading import load_config, pick_device, pick_dtype
@@ -195,26 +194,6 @@ def test_code_that_comes_with_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="could not be loaded"):
         LlamaWrapper.load(choice_of(folder))
     assert not ran.exists()
-
-
-@pytest.mark.parametrize("use_base_model", [False, True])
-def test_a_gated_checkpoint_without_access_names_the_token_and_the_model_that_needs_none(
-    monkeypatch: pytest.MonkeyPatch, use_base_model: bool
-) -> None:
-    monkeypatch.setitem(models.LLAMA_2_CHECKPOINTS, "7b", ("nobody/gated-chat-hf", "nobody/gated-hf"))
-    choice = choose_model("7b", None, use_base_model)
-    for load in (load_config, LlamaWrapper.load):
-        with pytest.raises(UserError) as caught:
-            load(choice)
-        message = str(caught.value)
-        assert message.startswith(f"{choice.source} could not be loaded (")
-        assert "HF_TOKEN" in message and "--model_size 135m" in message
-        assert "\n" not in message
-
-
-def test_a_hub_model_that_cannot_be_reached_is_named() -> None:
-    with pytest.raises(UserError, match=r"^--model nobody/nothing-here could not be loaded: [^\n]+$"):
-        load_config(choose_model("7b", "nobody/nothing-here", False))
 
 
 @pytest.mark.parametrize("name", ["nonsense", "cuda:99", "meta device"])

@@ -70,7 +70,7 @@ def test_a_key_in_any_error_is_named_instead_of_shown(
 def test_the_traceback_of_a_bug_shows_no_key() -> None:
     code = (
         f"import os, sys; sys.path.insert(0, {str(REPOSITORY)!r})\n"
-        "from utils.cli import *\n"
+        "from utils.cli.flags import make_parser\nfrom utils.cli.run import exit_with, run_main\n"
         "def run(args): raise TypeError('cannot send ' + os.environ['HF_TOKEN'])\n"
         "exit_with(run_main(run, make_parser('x'), 'x.py', []))"
     )

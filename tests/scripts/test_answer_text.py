@@ -9,10 +9,12 @@ import torch
 
 import generate_vectors
 import normalize_vectors
+import plot_results
 import prompting_with_steering
 from tests.model.test_answer_scoring import by_hand
 from tests.models import N_LAYERS, build_wrapper
 from tests.roots import TINY_LABEL, error_lines, put_json, results
+from utils.figures.style import read_table
 from utils.files.reading import load_vector
 from utils.model.pairs import encode_answer
 from utils.model.steering import Steering
@@ -122,3 +124,23 @@ def test_vectors_of_prompts_are_read_at_their_last_token(root: Path, run: Callab
     ]
     expected = torch.stack([matching - other for matching, other in ends]).mean(0)
     torch.testing.assert_close(load_vector(made), expected, rtol=0, atol=1e-5)
+
+
+def test_the_preference_is_plotted_by_layer_with_its_numbers(
+    root: Path, run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(generate_vectors, "--read", "answer") == run(normalize_vectors, "--read", "answer") == 0
+    flags = ["--read", "answer", "--type", "answer_text", "--multipliers", -1, 0, 1]
+    assert run(prompting_with_steering, *flags) == 0
+    capsys.readouterr()
+    assert run(plot_results, *flags, "--report") == 0
+    assert "Sea, layer" in capsys.readouterr().out
+    stem = "behavior=sea_type=answer_text_use_base_model=False_model=tiny-chat_read=answer"
+    rows = read_table(DataPaths(root).analysis("sea", f"{stem}.txt"))
+    for row in rows:
+        [name] = [n for n in results(root) if f"layer={row['layer']}_multiplier={row['multiplier']}_" in n]
+        values = [r["matching_logprob_per_token"] - r["other_logprob_per_token"] for r in results(root)[name]]
+        assert float(row["mean"]) == pytest.approx(sum(values) / len(values))
+    assert DataPaths(root).analysis("sea", f"{stem}.png").exists()
+    [page] = DataPaths(root).analysis_dir.glob("report_*.html")
+    assert "preference for matching answer" in page.read_text()

@@ -157,7 +157,7 @@ def test_the_published_open_ended_tables_are_reproduced_where_the_published_scor
 
 
 @pytest.mark.slow
-def test_the_change_is_the_mean_difference_on_the_same_items_and_holm_covers_all_layers(everything: Run) -> None:
+def test_the_change_is_the_mean_difference_on_the_same_items_and_the_family_is_all_layers(everything: Run) -> None:
     name = f"behavior=refusal_type=ab_{MODEL}.txt"
     table = rows(everything.root, "refusal", name)
     assert len(table) == 32 * 3
@@ -171,9 +171,10 @@ def test_the_change_is_the_mean_difference_on_the_same_items_and_holm_covers_all
     assert float(row["change"]) == pytest.approx((means[0] - means[1]).mean(), abs=1e-12)
     assert row["n_paired"] == "50"
     tested = [row for row in table if row["multiplier"] != "0.0"]
+    assert all(float(row["p"]) <= float(row["p_family"]) <= 1 for row in tested)
     smallest = min(tested, key=lambda row: float(row["p"]))
-    assert float(smallest["p_holm"]) == pytest.approx(min(1.0, 64 * float(smallest["p"])))
-    assert [row["holds"] for row in table] == ["yes" if float(row["p_holm"]) < 0.05 else "no" for row in table]
+    assert float(smallest["p"]) < float(smallest["p_family"]) < 64 * float(smallest["p"])
+    assert [row["holds"] for row in table] == ["yes" if float(row["p_family"]) < 0.05 else "no" for row in table]
     assert {row["layer"] for row in tested if row["holds"] == "yes"} >= {"11", "12", "13"}
 
 

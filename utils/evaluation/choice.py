@@ -24,7 +24,8 @@ from utils.cli.progress import progress
 from utils.data.records import AnyPair, TextPair, load_open_ended_questions, load_text_pairs
 from utils.errors import UserError
 from utils.evaluation.chosen import ChoiceRequest
-from utils.evaluation.metrics import mean_estimates, paired_p_values
+from utils.evaluation.metrics import mean_estimates
+from utils.evaluation.paired_tests import paired_tests
 from utils.files.reading import load_vector, sha256_of
 from utils.files.writing import write_json
 from utils.model.answer_scoring import AnswerPair
@@ -145,7 +146,7 @@ class Chooser:
             estimate.value,
             estimate.low,
             estimate.high,
-            float(paired_p_values(effects.both, request.seed)[0]),
+            float(paired_tests(effects.both, request.seed).p_value[0]),
             float(effects.minus.mean()),
             float(effects.plus.mean()),
             float((effects.both > 0).mean()),

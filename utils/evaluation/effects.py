@@ -8,19 +8,19 @@ import numpy as np
 
 from utils.data.estimates import Estimate
 from utils.evaluation.metrics import (
+    Bounds,
     FloatArray,
     Steerability,
-    holm,
     item_slopes,
     letter_bias,
     mean_estimates,
-    paired_p_values,
     steerabilities,
 )
-from utils.evaluation.results import ItemValues, ResultFiles, align
+from utils.evaluation.paired_tests import paired_tests
+from utils.evaluation.results import MAX_SCORE, ItemValues, ResultFiles, align
 from utils.model.checkpoints import ModelChoice
 from utils.paths import DataPaths
-from utils.settings import SteeringSettings
+from utils.settings import ResultType, SteeringSettings
 
 ALPHA = 0.05
 
@@ -46,8 +46,8 @@ class Point:
     change: Estimate
     """Mean difference to multiplier 0 on the same items; NaN at 0 or where that is missing."""
     p_value: float
-    """That the change is 0 (sign-flip permutation test, paired by item)."""
-    p_holm: float
+    """That the change is 0, paired by item (see `utils.evaluation.paired_tests`)."""
+    p_family: float
     """The same, corrected for all layers and multipliers of the condition."""
 
     @property
@@ -56,8 +56,8 @@ class Point:
 
     @property
     def holds(self) -> bool:
-        """Whether it differs from multiplier 0 after Holm's correction."""
-        return self.p_holm < ALPHA
+        """Whether it differs from multiplier 0, corrected for all layers and multipliers of the condition."""
+        return self.p_family < ALPHA
 
 
 @dataclass
@@ -146,19 +146,25 @@ def measure(
     aligned = dict(zip(found, align(list(found.values())), strict=True))
     values = np.stack([items.values for items in aligned.values()])  # [n_points, n_items]
     differences = np.stack([_difference(at, aligned) for at in aligned])
-    p_values = paired_p_values(differences, seed)
+    tests = paired_tests(differences, seed)
+    lowest, highest = _bounds(condition.settings.type)
     rows = zip(
         aligned.items(),
-        mean_estimates(values, seed),
-        mean_estimates(differences, seed),
-        p_values,
-        holm(p_values),
+        mean_estimates(values, seed, (lowest, highest)),
+        mean_estimates(differences, seed, (lowest - highest, highest - lowest)),
+        tests.p_value,
+        tests.p_family,
         strict=True,
     )
     return [
-        Point(condition, *at, items, _of(mean, len(found[at])), change, float(p), float(adjusted))
-        for (at, items), mean, change, p, adjusted in rows
+        Point(condition, *at, items, _of(mean, len(found[at])), change, float(p), float(p_family))
+        for (at, items), mean, change, p, p_family in rows
     ]
+
+
+def _bounds(result_type: ResultType) -> Bounds:
+    """What an item's value can be: a probability, or the judge's score."""
+    return (0.0, MAX_SCORE) if result_type == "open_ended" else (0.0, 1.0)
 
 
 def _results_at(
@@ -234,7 +240,7 @@ def letter_uses(points: Sequence[Point], seed: int) -> list[LetterUse]:
     """Letter mass and letter bias of points of one condition."""
     if not points:
         return []
-    masses = mean_estimates(np.stack([point.items.letter_mass for point in points]), seed)
+    masses = mean_estimates(np.stack([point.items.letter_mass for point in points]), seed, bounds=(0.0, 1.0))
     shares = np.stack([point.items.share_of_a for point in points])
     biases = letter_bias(shares, points[0].items.a_matches, seed)
     return [LetterUse(*parts) for parts in zip(points, masses, biases, strict=True)]

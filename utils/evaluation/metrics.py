@@ -4,7 +4,6 @@ Arrays are [n_series, n_items] float64; one column is one item, so that series a
 an item that a series does not have or cannot score: it is left out and counted, never read as 0.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,23 +12,31 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from utils.data.estimates import CONFIDENCE, Estimate, share_estimate
+from utils.evaluation.resampling import N_RESAMPLES, drawn_counts, is_near_constant, most_common
 
 FloatArray = NDArray[np.float64]
+Bounds = tuple[float, float]
+"""The smallest and the largest value that an item can have."""
 
-N_RESAMPLES = 2000
-N_SIGN_FLIPS = 50_000
-_MAX_RESAMPLED_VALUES = 8_000_000  # float64 values held at once while resampling, 64 MB
+_TAILS = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
+_NO_DIFFERENCE = 1e-12  # between means, relative to the largest deviation of an item
 
 
-def mean_estimates(values: FloatArray, seed: int, n_resamples: int = N_RESAMPLES) -> list[Estimate]:
+def mean_estimates(
+    values: FloatArray, seed: int, bounds: Bounds | None = None, n_resamples: int = N_RESAMPLES
+) -> list[Estimate]:
     """The mean of each series with its bootstrap interval (BCa, Efron 1987, over items).
 
-    Series with the same items are resampled together, so their intervals are paired. An interval
-    needs two items; where all items are equal it has no width.
+    Series with the same items are resampled together, so their intervals are paired. Where nearly all items
+    have one value (`is_near_constant`), resampling says nothing of values that were not seen: there the
+    interval allows the share of other items that is compatible with how many there are (Clopper & Pearson
+    1934) the smallest and the largest value, which covers at least 95%; without bounds there is none. There is
+    none for a single item either.
 
     Args:
         values: [n_series, n_items]; NaN where an item is missing.
         seed: Of the resampling.
+        bounds: Of an item's value.
         n_resamples: Bootstrap samples.
     """
     estimates = [Estimate(np.nan, np.nan, np.nan, 0, values.shape[1])] * len(values)
@@ -40,89 +47,62 @@ def mean_estimates(values: FloatArray, seed: int, n_resamples: int = N_RESAMPLES
         if not mask.any():
             continue
         means = sample.mean(axis=1)
-        lows, highs = _bootstrap_interval(sample, means, seed, n_resamples)
-        for place, row in enumerate(rows):
-            estimates[row] = Estimate(
-                float(means[place]), float(lows[place]), float(highs[place]), int(mask.sum()), values.shape[1]
-            )
+        intervals = _intervals(sample, seed, bounds, n_resamples)
+        for row, mean, (low, high) in zip(rows, means, intervals, strict=True):
+            estimates[row] = Estimate(float(mean), float(low), float(high), int(mask.sum()), values.shape[1])
     return estimates
 
 
-def _bootstrap_interval(
-    sample: FloatArray, means: FloatArray, seed: int, n_resamples: int
-) -> tuple[FloatArray, FloatArray]:
-    lows, highs = np.full(len(means), np.nan), np.full(len(means), np.nan)
+def _intervals(sample: FloatArray, seed: int, bounds: Bounds | None, n_resamples: int) -> FloatArray:
+    """[n_series, 2] for items [n_series, n]."""
+    intervals = np.full((len(sample), 2), np.nan)
     if sample.shape[1] < 2:
-        return lows, highs
-    constant = np.ptp(sample, axis=1) <= 1e-12 * np.abs(sample).max(axis=1)
-    lows[constant] = highs[constant] = means[constant]
-    if not constant.all():
-        lows[~constant], highs[~constant] = _bca_interval(sample[~constant], seed, n_resamples)
-    return lows, highs
+        return intervals
+    flat = np.array([is_near_constant(items) for items in sample], dtype=bool)
+    if bounds is not None:
+        for row in np.flatnonzero(flat):
+            intervals[row] = _near_constant_interval(sample[row], bounds)
+    if not flat.all():
+        intervals[~flat] = _bca_intervals(sample[~flat], seed, n_resamples)
+    return intervals
 
 
-def _bca_interval(sample: FloatArray, seed: int, n_resamples: int) -> tuple[FloatArray, FloatArray]:
-    """BCa limits; the plain percentiles where the correction is not defined (very few different values)."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        result = stats.bootstrap(
-            (sample,),
-            np.mean,
-            axis=-1,
-            vectorized=True,
-            method="BCa",
-            confidence_level=CONFIDENCE,
-            n_resamples=n_resamples,
-            batch=_batch(sample.size),
-            rng=np.random.default_rng(seed),
-        )
-    lows, highs = np.array(result.confidence_interval.low), np.array(result.confidence_interval.high)
-    undefined = ~(np.isfinite(lows) & np.isfinite(highs))
-    tails = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
-    lows[undefined], highs[undefined] = np.quantile(result.bootstrap_distribution[undefined], tails, axis=-1)
-    return lows, highs
+def _near_constant_interval(items: FloatArray, bounds: Bounds) -> Bounds:
+    common, n_others = most_common(items)
+    most = float(stats.beta.ppf(_TAILS[1], n_others + 1, len(items) - n_others))  # share of others (Clopper-Pearson)
+    return common + most * (min(bounds[0], common) - common), common + most * (max(bounds[1], common) - common)
 
 
-def _batch(size: int) -> int:
-    return max(1, _MAX_RESAMPLED_VALUES // size)
+def _bca_intervals(sample: FloatArray, seed: int, n_resamples: int) -> FloatArray:
+    """BCa limits [n_series, 2]; plain percentiles where the correction is not defined (all means on one side)."""
+    means = sample.mean(axis=1, keepdims=True)
+    deviations = sample - means  # [n_series, n]
+    n = sample.shape[1]
+    resampled = np.concatenate([counts @ deviations.T for counts in drawn_counts(n, n, n_resamples, seed)]) / n
+    resampled[np.abs(resampled) < _NO_DIFFERENCE * np.abs(deviations).max(axis=1)] = 0.0
+    below = ((resampled < 0).mean(axis=0) + (resampled <= 0).mean(axis=0)) / 2
+    acceleration = (deviations**3).sum(axis=1) / 6 / (deviations**2).sum(axis=1) ** 1.5
+    resampled.sort(axis=0)
+    limits = [means[:, 0] + _quantiles(resampled, _corrected(tail, below, acceleration)) for tail in _TAILS]
+    return np.stack(limits, axis=1)
 
 
-def paired_p_values(differences: FloatArray, seed: int, n_flips: int = N_SIGN_FLIPS) -> FloatArray:
-    """Two-sided p-values that paired differences have mean 0: sign-flip permutation test.
-
-    Under the hypothesis each item's difference is as likely to have the other sign. The p-value is
-    (1 + flips with a mean at least as far from 0) / (1 + flips), so it is never 0.
-
-    Args:
-        differences: [n_series, n_items]; NaN where an item is missing.
-        seed: Of the flips, which are the same for all series.
-        n_flips: Random sign patterns; bounds the smallest p-value.
-
-    Returns:
-        [n_series]; NaN for a series with fewer than two items.
-    """
-    counted = np.nan_to_num(differences)  # an absent item adds 0 under every flip
-    observed = np.abs(counted.sum(axis=1))  # [n_series]
-    at_least = np.zeros(len(differences))
-    rng = np.random.default_rng(seed)
-    step = min(n_flips, _batch(max(1, differences.shape[1])))
-    for start in range(0, n_flips, step):
-        signs = rng.choice(np.array([-1.0, 1.0]), size=(min(step, n_flips - start), differences.shape[1]))
-        at_least += (np.abs(signs @ counted.T) >= observed * (1 - 1e-12)).sum(axis=0)
-    p_values: FloatArray = (1 + at_least) / (1 + n_flips)
-    p_values[np.isfinite(differences).sum(axis=1) < 2] = np.nan
-    return p_values
+def _corrected(tail: float, below: FloatArray, acceleration: FloatArray) -> FloatArray:
+    """The share of resampled means below a BCa limit; `tail` itself where that is not defined."""
+    bias = stats.norm.ppf(below)
+    shifted = bias + stats.norm.ppf(tail)
+    with np.errstate(invalid="ignore"):
+        corrected = stats.norm.cdf(bias + shifted / (1 - acceleration * shifted))
+    return np.where(np.isfinite(bias) & np.isfinite(corrected), corrected, tail)
 
 
-def holm(p_values: Sequence[float] | FloatArray) -> FloatArray:
-    """p-values adjusted for the number of tests (Holm 1979, step-down); NaN is no test and stays NaN."""
-    raw = np.asarray(p_values, dtype=np.float64)
-    adjusted = np.full(raw.shape, np.nan)
-    tested = np.flatnonzero(np.isfinite(raw))
-    ascending = tested[np.argsort(raw[tested], kind="stable")]
-    factors = np.arange(len(ascending), 0, -1)
-    adjusted[ascending] = np.minimum(1.0, np.maximum.accumulate(raw[ascending] * factors))
-    return adjusted
+def _quantiles(ascending: FloatArray, shares: FloatArray) -> FloatArray:
+    """The quantile of each column, [n_series] from [n, n_series] and a share a column; linear between values."""
+    places = shares * (len(ascending) - 1)
+    before = np.floor(places).astype(int)
+    columns = np.arange(ascending.shape[1])
+    low, high = ascending[before, columns], ascending[np.minimum(before + 1, len(ascending) - 1), columns]
+    return np.asarray(low + (places - before) * (high - low))
 
 
 @dataclass(frozen=True)
@@ -170,7 +150,7 @@ def letter_bias(share_of_a: FloatArray, a_matches: NDArray[np.bool_], seed: int)
     With q = p(A) / (p(A) + p(B)) of an item: mean of q over the items whose matching answer is (A),
     plus mean of q over those whose matching answer is (B), minus 1. It is 0 for a model that only
     follows the answers, 1 for one that always says (A), -1 for one that always says (B). Both groups
-    weigh the same, however many items they have, and are resampled apart.
+    weigh the same, however many items they have; the interval combines theirs (MOVER; Zou & Donner 2008).
 
     Args:
         share_of_a: q, [n_series, n_items]; NaN for items with other letters or no value.
@@ -180,44 +160,15 @@ def letter_bias(share_of_a: FloatArray, a_matches: NDArray[np.bool_], seed: int)
     Returns:
         One estimate a series, NaN where one of the two groups is empty.
     """
-    n_total = share_of_a.shape[1]
-    estimates = [Estimate(np.nan, np.nan, np.nan, 0, n_total)] * len(share_of_a)
-    present = np.isfinite(share_of_a)
-    for mask in np.unique(present, axis=0) if len(share_of_a) else []:
-        with_a, with_b = mask & a_matches, mask & ~a_matches
-        if not with_a.any() or not with_b.any():
-            continue
-        rows = np.flatnonzero((present == mask).all(axis=1))
-        groups = share_of_a[np.ix_(rows, with_a)], share_of_a[np.ix_(rows, with_b)]
-        values = _bias(*groups)
-        lows, highs = _bias_interval(groups, values, seed)
-        for place, row in enumerate(rows):
-            estimates[row] = Estimate(
-                float(values[place]), float(lows[place]), float(highs[place]), int(mask.sum()), n_total
-            )
-    return estimates
+    with_a = mean_estimates(share_of_a[:, a_matches], seed, bounds=(0.0, 1.0))
+    with_b = mean_estimates(share_of_a[:, ~a_matches], seed, bounds=(0.0, 1.0))
+    return [_sum_minus_1(a, b) for a, b in zip(with_a, with_b, strict=True)]
 
 
-def _bias(with_a: FloatArray, with_b: FloatArray, axis: int = -1) -> FloatArray:
-    return np.asarray(with_a.mean(axis=axis) + with_b.mean(axis=axis) - 1)
-
-
-def _bias_interval(
-    groups: tuple[FloatArray, FloatArray], values: FloatArray, seed: int
-) -> tuple[FloatArray, FloatArray]:
-    if min(group.shape[1] for group in groups) < 2:
-        return np.full(len(values), np.nan), np.full(len(values), np.nan)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # equal items: no width, set below
-        interval = stats.bootstrap(
-            groups,
-            _bias,
-            axis=-1,
-            vectorized=True,
-            method="percentile",
-            confidence_level=CONFIDENCE,
-            n_resamples=N_RESAMPLES,
-            batch=_batch(max(group.size for group in groups)),
-            rng=np.random.default_rng(seed),
-        ).confidence_interval
-    return np.asarray(interval.low), np.asarray(interval.high)
+def _sum_minus_1(a: Estimate, b: Estimate) -> Estimate:
+    n_total = a.n_total + b.n_total
+    if not a.n or not b.n:
+        return Estimate(np.nan, np.nan, np.nan, 0, n_total)
+    value = a.value + b.value - 1
+    below, above = np.hypot(a.value - a.low, b.value - b.low), np.hypot(a.high - a.value, b.high - b.value)
+    return Estimate(value, float(value - below), float(value + above), a.n + b.n, n_total)

@@ -15,7 +15,7 @@ from utils.evaluation.metrics import FloatArray
 from utils.files.reading import read_json
 from utils.model.checkpoints import ModelChoice
 from utils.paths import DataPaths
-from utils.settings import ResultType, StartPosition, SteeringSettings, parse_result_name
+from utils.settings import Knob, ResultType, StartPosition, SteeringSettings, VectorKind, parse_result_name
 
 log = logging.getLogger(__name__)
 
@@ -268,7 +268,12 @@ def _unique(keys: Iterable[str]) -> tuple[str, ...]:
 
 
 def settings_of(
-    choice: ModelChoice, behavior: str, result_type: ResultType, steer_positions: StartPosition = "end_of_prompt"
+    choice: ModelChoice,
+    behavior: str,
+    result_type: ResultType,
+    steer_positions: StartPosition = "end_of_prompt",
+    kind: VectorKind = VectorKind(),
+    knob: Knob = "multiplier",
 ) -> SteeringSettings:
     """Plain steering of a behavior: no system prompt, own vector, own weights (at layer 0, multiplier 0)."""
     return SteeringSettings(
@@ -280,6 +285,9 @@ def settings_of(
         model_size=choice.size,
         model=None if choice.size else choice.label,
         steer_positions=steer_positions,
+        read=kind.reading,
+        method=kind.method,
+        knob=knob,
     )
 
 

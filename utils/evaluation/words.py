@@ -38,17 +38,21 @@ WEIGHTS_LABELS = {"pos": "fine-tuned towards it", "neg": "fine-tuned against it"
 # --- statistics: the one place that names methods -----------------------------------------------------
 
 INTERVAL = "95% interval over items"
-INTERVAL_METHOD = "95% bootstrap interval over items (BCa)"
+INTERVAL_METHOD = (
+    "95% bootstrap interval over items (BCa; wider where fewer than 5 items differ from the most common value)"
+)
 SHARE_INTERVAL_METHOD = "95% Wilson interval"
-TEST = "two-sided sign-flip permutation test that the change is 0"
-FAMILY = "corrected for all layers and multipliers of the condition and behavior (Holm)"
-P_HEADING = "p (Holm)"
-HOLDS_HEADING = "after Holm"
-HOLDS = "differs from multiplier 0 after Holm's correction"
+TEST = (
+    "two-sided bootstrap-t test that the change is 0 (none where fewer than 5 items differ from the most common change)"
+)
+FAMILY = "corrected for all layers and multipliers of the condition and behavior (step-down)"
+P_HEADING = "p (family)"
+HOLDS_HEADING = "holds"
+HOLDS = "differs from multiplier 0 after correction for all layers and multipliers"
 EFFECT_NOTES = (
     f"mean: over the n items that can be scored, of n_total; ci: {INTERVAL_METHOD}",
     "change: mean difference to multiplier 0 on the same n_paired items, with its interval",
-    f"p: {TEST}; p_holm: {FAMILY}; holds: p_holm < {ALPHA:g}",
+    f"p: {TEST}; p_family: {FAMILY}; holds: p_family < {ALPHA:g}",
 )
 P_NOTE = f"p: {TEST}, on the same items as multiplier 0; {FAMILY}"
 

@@ -58,7 +58,14 @@ def how_to_make(request: PlotRequest) -> str:
         behaviors = [behavior for behavior in request.behaviors if behavior in unscored]
         return f"run: {request.paths.command('scoring', '--behaviors', *behaviors)}"
     like = replace(
-        settings_of(request.choice, request.behaviors[0], request.type or "ab", request.steer_positions),
+        settings_of(
+            request.choice,
+            request.behaviors[0],
+            request.type or "ab",
+            request.steer_positions,
+            request.kind,
+            request.knob,
+        ),
         override_vector=request.override_vector,
         override_vector_model=request.override_vector_model,
         override_model_weights_path=request.override_weights[0] if request.override_weights else None,

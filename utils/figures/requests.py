@@ -9,7 +9,7 @@ from typing import NamedTuple
 from utils.errors import UserError
 from utils.model.checkpoints import ModelChoice
 from utils.paths import DataPaths
-from utils.settings import RESULT_TYPES, ResultType, StartPosition
+from utils.settings import RESULT_TYPES, Knob, ResultType, StartPosition, VectorKind
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,9 @@ class PlotRequest:
     override_weights: tuple[str, str] | None = None
     """Only these fine-tuned weights (for, against the behavior), as files or as in result names."""
     steer_positions: StartPosition = "end_of_prompt"
+    kind: VectorKind = VectorKind()
+    """Of the vectors that steered."""
+    knob: Knob = "multiplier"
     seed: int = 0
     """Of resampling."""
 

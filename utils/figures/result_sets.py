@@ -43,7 +43,14 @@ class ResultSet:
 
     def plain(self, behavior: str) -> SteeringSettings:
         """Steering with the model's own vector and weights and no system prompt (at layer 0, multiplier 0)."""
-        like = settings_of(self.request.choice, behavior, self.result_type, self.request.steer_positions)
+        like = settings_of(
+            self.request.choice,
+            behavior,
+            self.result_type,
+            self.request.steer_positions,
+            self.request.kind,
+            self.request.knob,
+        )
         return replace(
             like,
             temperature=self.sampling.temperature,

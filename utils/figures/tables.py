@@ -25,7 +25,7 @@ def effects_table(points: Sequence[Point], *notes: str) -> Table:
         "change_high",
         "n_paired",
         "p",
-        "p_holm",
+        "p_family",
         "holds",
     )
     rows = [
@@ -40,7 +40,7 @@ def effects_table(points: Sequence[Point], *notes: str) -> Table:
             *bounds(p.change),
             p.change.n,
             p.p_value,
-            p.p_holm,
+            p.p_family,
             p.holds,
         )
         for p in points

@@ -1,9 +1,9 @@
 """Writing files: a file under its final name is complete.
 
-Everything is written to a temporary neighbour first and moved into place.
+Everything is written to a temporary neighbour first and moved into place. Locks are held on the very files and
+folders that they guard, so that no lock file is left beside the artifacts and no link is followed.
 """
 
-import fcntl
 import io
 import json
 import logging
@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
+
+from filelock import lock_descriptor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +50,7 @@ def _open_locked(path: Path) -> IO[bytes]:
     """Make a file and lock it."""
     while True:
         file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "wb")
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock_descriptor(file.fileno())
         if is_open_at(file, path):
             return file
         file.close()  # another process took it for abandoned before it was locked
@@ -63,10 +65,10 @@ def _remove_abandoned(folder: Path, prefix: str) -> None:
             continue
         try:
             with (folder / name).open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                (folder / name).unlink()
-        except (FileNotFoundError, BlockingIOError):
-            continue  # moved into place meanwhile, or at work
+                if lock_descriptor(file.fileno(), blocking=False):
+                    (folder / name).unlink()
+        except FileNotFoundError:
+            continue  # moved into place meanwhile
 
 
 @contextmanager
@@ -81,11 +83,9 @@ def held_file(path: Path) -> Iterator[IO[bytes]]:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+b")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock_descriptor(file.fileno(), blocking=False):
             log.info("another process is at work on this (%s); waiting for it", path.name)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock_descriptor(file.fileno())
         if is_open_at(file, path):
             break
         file.close()  # the process that held it has finished and removed it
@@ -137,7 +137,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        lock_descriptor(handle)
         yield
     finally:
         os.close(handle)

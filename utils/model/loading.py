@@ -1,5 +1,6 @@
 """From a model choice to a loaded checkpoint, with every failure said in one line."""
 
+import gc
 import logging
 import os
 import sys
@@ -13,11 +14,11 @@ from torch import Tensor
 
 from utils.errors import UserError
 from utils.files.reading import load_tensor_file
-from utils.files.redaction import redact
 from utils.model import processes
 from utils.model.architectures import not_decoder_only
-from utils.model.checkpoints import EMBEDDED_SIZE, HALF_PRECISION_SIZES, ModelChoice, local_folder
+from utils.model.checkpoints import HALF_PRECISION_SIZES, ModelChoice, local_folder
 from utils.model.embedded import ensure_embedded_model
+from utils.model.load_errors import explain, first_line
 from utils.paths import MODELS_DIR, REPOSITORY
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as err:
-        raise UserError(f"--device {name} is not to be had here ({_first_line(err)}); leave it out or use cpu") from err
+        raise UserError(f"--device {name} is not to be had here ({first_line(err)}); leave it out or use cpu") from err
     return device
 
 
@@ -61,11 +62,23 @@ def load_config(choice: ModelChoice) -> "PretrainedConfig":
     Raises:
         UserError: If it cannot be had, or is not one of a decoder-only model.
     """
+    return _text_config(choice, _read_config(choice, _checkpoint_source(choice)))
+
+
+def _read_config(choice: ModelChoice, source: str) -> "PretrainedConfig":
+    """The whole configuration, as it stands there."""
     from transformers import AutoConfig
 
-    source = _checkpoint_source(choice)
     with _explained(choice):
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False, token=_hub_token())
+        return AutoConfig.from_pretrained(source, trust_remote_code=False, token=_hub_token())
+
+
+def _text_config(choice: ModelChoice, config: "PretrainedConfig") -> "PretrainedConfig":
+    """The text model's part of it.
+
+    Raises:
+        UserError: If it is not one of a decoder-only model.
+    """
     if "/" in (getattr(config, "_attn_implementation", None) or ""):
         raise UserError(
             f"{choice.label}: its config.json asks for attention code from elsewhere ({config._attn_implementation}), "
@@ -96,36 +109,47 @@ def load_checkpoint(
     Raises:
         UserError: If they cannot be had, do not fill the model, or do not fit on the device.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
-
-    if not sys.stderr.isatty():
-        transformers_logging.disable_progress_bar()
-    load_config(choice)  # refuses what is no decoder-only model
     source = _checkpoint_source(choice)
-    with _explained(choice):
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, token=_hub_token())
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=dtype,
-            trust_remote_code=False,
-            token=_hub_token(),
-            device_map="auto" if over_all_devices else None,
-            ignore_mismatched_sizes=True,  # named in `found`
-            output_loading_info=True,
-        )
-    model, found = loaded
+    with _without_collecting():
+        model, tokenizer, found = _load(choice, source, dtype, over_all_devices=over_all_devices)
     _check_complete(choice.label, found)
     if over_all_devices:
         return model, tokenizer
     try:
-        model.to(device)
+        model.to(device)  # type: ignore[arg-type]
     except torch.OutOfMemoryError as err:
         raise UserError(
             f"{choice.label} does not fit into the memory of {device} as {dtype}; "
             "use --dtype bfloat16, --device_map auto or --device cpu"
         ) from err
     return model, tokenizer
+
+
+def _load(
+    choice: ModelChoice, source: str, dtype: torch.dtype, *, over_all_devices: bool
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, Mapping[str, Any]]":
+    """Model and tokenizer, on the CPU or over all devices, and what transformers says about the loading."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
+    config = _read_config(choice, source)
+    _text_config(choice, config)
+    token = _hub_token()
+    with _explained(choice):
+        tokenizer = AutoTokenizer.from_pretrained(source, config=config, trust_remote_code=False, token=token)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config,
+            dtype=dtype,
+            trust_remote_code=False,
+            token=token,
+            device_map="auto" if over_all_devices else None,
+            ignore_mismatched_sizes=True,  # named in `found`
+            output_loading_info=True,
+        )
+    return loaded[0], tokenizer, loaded[1]
 
 
 def load_local_tokenizer(choice: ModelChoice) -> "PreTrainedTokenizerBase":
@@ -190,7 +214,7 @@ def load_weights_over(model: "PreTrainedModel", weights_path: Path) -> None:
             raise UserError(f"{weights_path}: {broken} has NaN or infinite values; make it again")
         model.load_state_dict(state, strict=False)
     except RuntimeError as err:  # tensors of a kind that no model has, such as sparse ones
-        raise UserError(f"{weights_path} cannot be put over the model's weights: {_first_line(err)}") from err
+        raise UserError(f"{weights_path} cannot be put over the model's weights: {first_line(err)}") from err
 
 
 def _checkpoint_source(choice: ModelChoice) -> str:
@@ -220,15 +244,19 @@ def _explained(choice: ModelChoice) -> Iterator[None]:
     try:
         yield
     except Exception as err:
-        reason = redact(_first_line(err))
-        if choice.size and choice.size != EMBEDDED_SIZE:
-            raise UserError(
-                f"{choice.source} could not be loaded ({reason}). Llama 2 is gated: ask for access on its page at "
-                f"the Hugging Face hub and put HF_TOKEN=... into .env. --model_size {EMBEDDED_SIZE} needs neither."
-            ) from err
-        raise UserError(f"--model {choice.source} could not be loaded: {reason}") from err
+        raise explain(err, choice, has_token=_hub_token() is not None) from err
 
 
-def _first_line(err: BaseException) -> str:
-    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
-    return (lines[0] if lines else type(err).__name__)[:300].rstrip(".")
+@contextmanager
+def _without_collecting() -> Iterator[None]:
+    """Pause the garbage collector, which else looks through all that is imported and built again and again.
+
+    That is a seventh of the processor time from start to model.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

@@ -88,7 +88,7 @@ class Page:
 
 def report_path(request: ReportRequest) -> Path:
     plot = request.plot
-    like = settings_of(plot.choice, plot.behaviors[0], plot.type or "ab", plot.steer_positions)
+    like = settings_of(plot.choice, plot.behaviors[0], plot.type or "ab", plot.steer_positions, plot.kind, plot.knob)
     left_out = ("layer", "multiplier", "behavior") if plot.type else ("layer", "multiplier", "behavior", "type")
     return plot.paths.analysis_dir / f"report_{like.describe(*left_out)}.html"
 
@@ -108,7 +108,7 @@ def write_report(request: ReportRequest, plotted: Sequence[PlottedSet], answers:
 def collect_page(request: ReportRequest, plotted: Sequence[PlottedSet], answers: Answers) -> Page:
     """Put together what the page says."""
     plot, sets = request.plot, [one.results for one in plotted]
-    like = settings_of(plot.choice, plot.behaviors[0], "open_ended", plot.steer_positions)
+    like = settings_of(plot.choice, plot.behaviors[0], "open_ended", plot.steer_positions, plot.kind, plot.knob)
     read = {path for results in sets for files in results.files.values() for path in files.read_paths}
     sources = [*read, *(file.path for file in answers.files)]
     return Page(
@@ -220,13 +220,13 @@ def _behavior_rows(one: BehaviorHeadline, headline: Headline) -> dict[str, Any]:
 
 
 def _point_row(point: Point, one: BehaviorHeadline) -> Mapping[str, Any]:
-    tested = math.isfinite(point.p_holm)
+    tested = math.isfinite(point.p_family)
     return {
         "multiplier": f"{point.multiplier:g}",
         "mean": interval_text(point.mean),
         "n": f"{point.mean.n} of {point.mean.n_total}",
         "change": interval_text(point.change, 4) if point.change.exists else "",
-        "p": f"{point.p_holm:.2g}" if tested else "",
+        "p": f"{point.p_family:.2g}" if tested else "",
         "holds": ("holds" if point.holds else "does not hold") if tested else "",
         "cited": any(point is chosen for chosen in one.chosen),
     }
