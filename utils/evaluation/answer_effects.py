@@ -10,7 +10,8 @@ import numpy as np
 from utils.data.estimates import Estimate, share_estimate
 from utils.evaluation.answer_metrics import DISTINCT_2, N_WORDS, Measure
 from utils.evaluation.effects import ALPHA
-from utils.evaluation.metrics import FloatArray, holm, mean_estimates, paired_p_values
+from utils.evaluation.metrics import FloatArray, mean_estimates
+from utils.evaluation.paired_tests import paired_tests
 from utils.settings import SteeringSettings
 
 # Steering that is too strong ends in one of two ways: words that do not belong together, which the unsteered model
@@ -93,13 +94,13 @@ class MeasuredEffect:
     change: Estimate
     """Mean difference to multiplier 0 on the same questions; NaN at 0 or where that is missing."""
     p_value: float
-    """That the change is 0 (sign-flip permutation test, paired by question)."""
-    p_holm: float
+    """That the change is 0 (bootstrap-t, paired by question)."""
+    p_family: float
     """The same, corrected for all layers and multipliers of the condition."""
 
     @property
     def holds(self) -> bool:
-        return self.p_holm < ALPHA
+        return self.p_family < ALPHA
 
 
 @dataclass(frozen=True)
@@ -185,9 +186,9 @@ def _effects(
     for row, (file, beside) in enumerate(zip(files, unsteered, strict=True)):
         if beside is not None and file.settings.multiplier != 0:
             differences[row] = values[row] - _in_order(beside, measure.name, keys)
-    p_values = paired_p_values(differences, seed)
+    tests = paired_tests(differences, seed)
     means = [_share(row) for row in values] if measure.is_share else mean_estimates(values, seed)
-    rows = zip(files, means, mean_estimates(differences, seed), p_values, holm(p_values), strict=True)
+    rows = zip(files, means, mean_estimates(differences, seed), tests.p_value, tests.p_family, strict=True)
     return [
         MeasuredEffect(measure, _of(mean, len(file.keys)), change, float(p), float(adjusted))
         for file, mean, change, p, adjusted in rows

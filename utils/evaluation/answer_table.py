@@ -9,7 +9,7 @@ from utils.evaluation.answer_effects import AnswerPoint, MeasuredEffect
 from utils.evaluation.answer_metrics import measures_of
 from utils.evaluation.words import condition_label
 
-_HEAD_OF_MEASURE = ("mean [95% interval]", "change from 0", "p", "p (Holm)")
+_HEAD_OF_MEASURE = ("mean [95% interval]", "change from 0", "p", "p (family)")
 _HEAD_OF_FLUENCY = ("perplexity", "distinct-2", "words", "text")
 
 
@@ -42,7 +42,7 @@ def _row(point: AnswerPoint, effect: MeasuredEffect | None) -> tuple[str, ...]:
             interval(effect.mean),
             interval(effect.change, sign="+"),
             _number(effect.p_value, 4),
-            _number(effect.p_holm, 4),
+            _number(effect.p_family, 4),
         )
     return (
         str(point.settings.layer),
