@@ -42,7 +42,7 @@ def test_a_pair_whose_halves_lie_at_different_layers_is_none() -> None:
 def test_the_layer_is_that_of_the_largest_difference_between_the_ends() -> None:
     one = headline(make_points(*((layer, [-2.0, -1.0, 0.0, 2.0]) for layer in (1, 5, 2))))
     assert shown(one.chosen) == [(5, -2), (5, 0), (5, 2)]
-    assert (one.layer, one.n_layers, one.choice) == (5, 3, "of 3: where 2 and -2 differ most")
+    assert (one.layer, one.n_layers, one.choice) == (5, 3, "of 3 layers, where 2 and -2 differ most")
 
 
 def test_after_a_probe_with_strong_multipliers_the_sweep_is_still_there_and_so_is_the_probe() -> None:
@@ -65,7 +65,7 @@ def test_the_terminal_shows_every_multiplier_and_says_how_the_layer_was_chosen()
     found = [*make_points((3, [-1.0, 0.0, 1.0]), (9, [-1.0, 0.0, 1.0])), *make_points((9, [40.0]), (3, [-40.0]))]
     lines = headline_lines(build_headline("m", "ab", "", {"refusal": found}, seed=0))
     assert lines[0].startswith("m, ab: p(answer matching behavior)")
-    assert lines[1].startswith("  Refusal, layer 9 (of 2: where 1 and -1 differ most), n=4 of 4: -1: 0.410 [")
+    assert lines[1].startswith("  Refusal, layer 9 (of 2 layers, where 1 and -1 differ most), n=4 of 4: -1: 0.410 [")
     assert [line.split(": ")[0] for line in lines[3:7:2]] == ["    also, layer 9", "    also, layer 3"]
     assert "-40: " in lines[5] and "40: " in lines[3]
     assert "optimistic" in lines[-2] and "furthest its way" in lines[-1]

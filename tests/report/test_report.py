@@ -363,6 +363,24 @@ def test_only_ab_results_leave_no_section_empty(tmp_path: Path, tiny_checkpoint:
     assert [role for role, _ in page.tokens].count("start") == 2, "an open-ended question out of the test set"
 
 
+def test_every_multiplier_with_results_is_on_the_page_and_the_sweep_stays_after_a_probe(
+    tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    for layer in (3, 4, 5):
+        for multiplier in MULTIPLIERS:
+            put_ab(tmp_path, settings(layer=layer, multiplier=multiplier))
+    for multiplier in (-40.0, 40.0):
+        put_ab(tmp_path, settings(layer=4, multiplier=multiplier))
+    assert run_on(tmp_path, tiny_checkpoint, "--type", "ab") == 0
+    page = Page(report_of(tmp_path))
+    cells = [text for text in page.texts["td"] if re.fullmatch(r"-?\d+", text)]
+    assert cells == ["5", "-1", "0", "1", "4", "-40", "40"]  # layer, its multipliers; layer, the others
+    assert page.source.count('<tr class="other">') == 2
+    assert "layer 5: of 3 layers, where 1 and -1 differ most" in page.texts["span"]
+    wide = [one for one in page.attributes("figure") if one.get("class") == "wide"]
+    assert wide == [], "one behavior's figures are as wide as a column"
+
+
 def test_a_page_about_one_kind_of_results_says_that_the_answers_are_left_out(
     made: Run, tmp_path: Path, tiny_checkpoint: Path
 ) -> None:

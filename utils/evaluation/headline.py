@@ -48,7 +48,7 @@ class BehaviorHeadline:
     def choice(self) -> str:
         """How the layer was chosen, in words; empty where there was no choice."""
         low, high = self.ends
-        return f"of {self.n_layers}: where {high:g} and {low:g} differ most" if self.n_layers > 1 else ""
+        return f"of {self.n_layers} layers, where {high:g} and {low:g} differ most" if self.n_layers > 1 else ""
 
 
 @dataclass(frozen=True)
