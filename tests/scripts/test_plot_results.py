@@ -486,7 +486,7 @@ def test_what_is_missing_of_sampled_answers_is_named_with_the_command_that_sampl
     make_sampled(tmp_path, [2.0, 4.0], multiplier=1.0)
     assert run(tmp_path, "--multipliers", "-1", "0", "1") == 0
     (named,) = [line for line in logged(capsys) if line.startswith("missing")]
-    assert "--multipliers -1 0 --type open_ended --model_size 7b --temperature 0.7 --num_samples 2 --seed 5 &&" in named
+    assert "--multipliers -1 0 --type open_ended --temperature 0.7 --num_samples 2 --seed 5 --model_size 7b" in named
 
 
 def test_samples_that_are_not_one_question_each_are_left_out_and_named(
@@ -506,7 +506,7 @@ def test_sampled_answers_without_scores_only_want_the_judge(tmp_path: Path, caps
     assert run(tmp_path) == 2
     last_line = logged(capsys)[-1]
     assert "it has: open_ended without scores (refusal)" in last_line
-    assert last_line.endswith("run: ./scoring.py --behaviors refusal")
+    assert last_line.endswith(f"run: ./scoring.py --behaviors refusal --root {tmp_path}")
 
 
 def test_without_results_of_the_model_those_that_there_are_are_named_with_their_flag(
