@@ -10,7 +10,8 @@ import numpy as np
 from utils.data.estimates import Estimate, share_estimate
 from utils.evaluation.answer_metrics import DISTINCT_2, N_WORDS, Measure
 from utils.evaluation.effects import ALPHA
-from utils.evaluation.metrics import FloatArray, holm, mean_estimates, paired_p_values
+from utils.evaluation.metrics import FloatArray, mean_estimates
+from utils.evaluation.paired_tests import paired_tests
 from utils.settings import SteeringSettings
 
 # Steering that is too strong ends in one of two ways: words that do not belong together, which the unsteered model
@@ -19,7 +20,8 @@ PERPLEXITY_RATIO = 3.0
 """Of the unsteered answers' median perplexity: what a text may reach before it counts as fallen apart. A text about
 something else is less likely to the unsteered model even where it reads well."""
 PERPLEXITY_FLOOR = 8.0
-"""Below this no text counts as fallen apart: greedy answers have 1.5 to 3, and sentences that people write 16 to 50."""
+"""Below this no text counts as fallen apart. On the embedded model, whose own answers have 2.3, sentences still read at
+7.5 (four times a vector of the sea) and no longer at 15.9 (six times)."""
 DISTINCT_2_RATIO = 0.7
 """Of the unsteered answers' mean distinct-2. Loops fall below it at once: one sentence said twice has 0.5."""
 EMPTY_SHARE = 0.5
@@ -93,13 +95,13 @@ class MeasuredEffect:
     change: Estimate
     """Mean difference to multiplier 0 on the same questions; NaN at 0 or where that is missing."""
     p_value: float
-    """That the change is 0 (sign-flip permutation test, paired by question)."""
-    p_holm: float
+    """That the change is 0, paired by question (see `utils.evaluation.paired_tests`)."""
+    p_family: float
     """The same, corrected for all layers and multipliers of the condition."""
 
     @property
     def holds(self) -> bool:
-        return self.p_holm < ALPHA
+        return self.p_family < ALPHA
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def measure_answers(
     Args:
         files: That differ in layer and multiplier only.
         own: Measures of the behavior's metric.
-        seed: Of resampling and sign flips.
+        seed: Of resampling.
         others: Among which multiplier 0 is looked for as well: it is the same for every kind of vector.
     """
     files = sorted(files, key=lambda file: (file.settings.layer, file.settings.multiplier))
@@ -185,12 +187,14 @@ def _effects(
     for row, (file, beside) in enumerate(zip(files, unsteered, strict=True)):
         if beside is not None and file.settings.multiplier != 0:
             differences[row] = values[row] - _in_order(beside, measure.name, keys)
-    p_values = paired_p_values(differences, seed)
-    means = [_share(row) for row in values] if measure.is_share else mean_estimates(values, seed)
-    rows = zip(files, means, mean_estimates(differences, seed), p_values, holm(p_values), strict=True)
+    tests = paired_tests(differences, seed)
+    means = [_share(row) for row in values] if measure.is_share else mean_estimates(values, seed, measure.bounds)
+    span = measure.bounds and measure.bounds[1] - measure.bounds[0]
+    changes = mean_estimates(differences, seed, (-span, span) if span else None)
+    rows = zip(files, means, changes, tests.p_value, tests.p_family, strict=True)
     return [
-        MeasuredEffect(measure, _of(mean, len(file.keys)), change, float(p), float(adjusted))
-        for file, mean, change, p, adjusted in rows
+        MeasuredEffect(measure, _of(mean, len(file.keys)), change, float(p), float(p_family))
+        for file, mean, change, p, p_family in rows
     ]
 
 

@@ -25,7 +25,15 @@ from utils.evaluation.answer_table import answers_text, heading
 from utils.evaluation.effects import ALPHA
 from utils.evaluation.metric_files import load_measured
 from utils.evaluation.metric_run import MetricPlan
-from utils.evaluation.words import FAMILY, INTERVAL_METHOD, SHARE_INTERVAL_METHOD, TEST, behaviors_of, condition_label
+from utils.evaluation.words import (
+    FAMILY,
+    HOLDS,
+    INTERVAL_METHOD,
+    SHARE_INTERVAL_METHOD,
+    TEST,
+    behaviors_of,
+    condition_label,
+)
 from utils.figures.lines import (
     LineStyle,
     draw_line,
@@ -123,14 +131,14 @@ def answers_table(points: Sequence[AnswerPoint]) -> Table:
 _COLUMNS = (
     *("behavior", "condition", "layer", "knob", "multiplier", "measure"),
     *("mean", "ci_low", "ci_high", "n", "n_total"),
-    *("change", "change_low", "change_high", "n_paired", "p", "p_holm", "holds"),
+    *("change", "change_low", "change_high", "n_paired", "p", "p_family", "holds"),
     *("perplexity", "highest_perplexity", "distinct_2", "lowest_distinct_2", "n_empty", "falls_apart"),
 )
 _NOTES = (
     "mean: over the n answers for which the measure is defined, of n_total; ci: "
     f"{INTERVAL_METHOD}, of shares (has_match, begins_with) {SHARE_INTERVAL_METHOD}",
     "change: mean difference to multiplier 0 on the same n_paired questions, with its bootstrap interval",
-    f"p: {TEST}; p_holm: {FAMILY}; holds: p_holm < {ALPHA:g}",
+    f"p: {TEST}; p_family: {FAMILY}; holds: p_family < {ALPHA:g}",
     "perplexity: median over answers, under the model without steering; distinct_2: mean over answers; n_empty: "
     "answers without text, for which nothing but their length is defined",
     f"falls_apart: perplexity above {PERPLEXITY_RATIO:g} times that of multiplier 0 and above {PERPLEXITY_FLOOR:g}, "
@@ -143,7 +151,7 @@ def _cells(effect: MeasuredEffect) -> tuple[object, ...]:
     return (
         effect.measure.name,
         *(mean.value, mean.low, mean.high, mean.n, mean.n_total),
-        *(change.value, change.low, change.high, change.n, effect.p_value, effect.p_holm, effect.holds),
+        *(change.value, change.low, change.high, change.n, effect.p_value, effect.p_family, effect.holds),
     )
 
 
@@ -269,6 +277,6 @@ def _reading_note(points: Sequence[AnswerPoint]) -> str:
     counts = sorted({point.fluency.n_answers for point in points})
     n = f"n={counts[0]}" if len(counts) == 1 else f"n={counts[0]}-{counts[-1]}"
     means = f"mean with 95% interval over answers, {n}; " if points[0].effects else f"{n}; "
-    filled = "filled: differs from 0 after Holm; " if points[0].effects else ""
+    filled = f"filled: {HOLDS}; " if points[0].effects else ""
     marked = "x: text falls apart" if any(point.range for point in points) else "no multiplier 0 to compare with"
     return f"{means}{filled}{marked}"
