@@ -116,7 +116,7 @@ def evaluation_command(
 
 
 def _typed(number: float) -> str:
-    """A number as a command line takes it: exact, and without an exponent, which argparse takes for a flag."""
+    """A number as a command line takes it: exact, and without an exponent, which would be taken for a flag."""
     text = f"{number:g}"
     return text if float(text) == number and "e" not in text else f"{Decimal(repr(number)):f}"
 
