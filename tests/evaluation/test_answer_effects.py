@@ -49,11 +49,25 @@ def test_changes_are_taken_on_the_same_questions() -> None:
     assert point.settings.multiplier == 1
     assert (effect.mean.value, effect.mean.n) == (pytest.approx(0.6), 4)
     assert (effect.change.value, effect.change.n) == (pytest.approx(0.3), 3)  # 0.2, 0.3, 0.4; d has no other half
-    assert 0.199 < effect.change.low < 0.3 < effect.change.high < 0.401
-    expected = paired_tests(np.array([[math.nan, 0.4, 0.3, 0.2]]), seed=0).p_value[0]
-    assert effect.p_value == pytest.approx(expected, abs=0.02)
+    assert 0.05 < effect.p_value < 1 and not effect.holds  # all three the right way, but three
     assert (unsteered.effects[0].mean.value, unsteered.effects[0].mean.n) == (pytest.approx(0.2), 3)
     assert not unsteered.effects[0].change.exists and math.isnan(unsteered.effects[0].p_value)
+
+
+def test_the_test_of_a_change_is_paired_and_corrected_for_all_strengths() -> None:
+    rng = np.random.default_rng(0)
+    base = {f"q{i}": value for i, value in enumerate(rng.uniform(-0.8, 0.4, 24))}
+    files = [answers(0.0, base)]
+    for multiplier, mean in ((1.0, 0.2), (2.0, 0.02)):
+        files.append(answers(multiplier, {key: value + rng.normal(mean, 0.2) for key, value in base.items()}))
+    _, moved, unmoved = (point.effects[0] for point in measure_answers(files, SENTIMENT, 0))
+    differences = np.stack([file.values["sentiment"] - files[0].values["sentiment"] for file in files[1:]])
+    tests = paired_tests(differences, 0)
+    assert [moved.p_value, unmoved.p_value] == tests.p_value.tolist()
+    assert [moved.p_family, unmoved.p_family] == tests.p_family.tolist()
+    assert moved.holds and not unmoved.holds
+    assert 0 < moved.change.low < moved.change.value < moved.change.high
+    assert moved.change.value == pytest.approx(differences[0].mean())
 
 
 def test_multiplier_0_serves_for_all_layers_and_kinds_of_vectors_but_not_for_other_prompts() -> None:

@@ -95,7 +95,8 @@ def test_the_table_says_the_change_from_multiplier_0_with_fluency_beside_it(
     assert out.splitlines()[0] == f"Joy, no system prompt, {TINY_LABEL}, 2 answers"
     assert "share of answers with a listed word" in out and "listed words per 100" in out
     row = next(line for line in out.splitlines() if line.split()[:2] == ["2", "1"])
-    assert "1.00 [0.34, 1.00]  +1.00 [+1.00, +1.00]" in row
+    # Wilson; and 2 of 2 allow a share from 0.158 on (Clopper and Pearson), so a change from 0.158 - 0.842 on
+    assert "1.00 [0.34, 1.00]  +1.00 [-0.68, +1.00]  -" in row
     assert "wrote 2 files of measured answers, skipped 0 that are there, failed 0" in err
     (table,) = (root / "analysis" / "joy").glob("answers_*.txt")
     rows = [row for row in read_table(table) if row["measure"] == "has_match"]

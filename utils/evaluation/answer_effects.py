@@ -20,7 +20,8 @@ PERPLEXITY_RATIO = 3.0
 """Of the unsteered answers' median perplexity: what a text may reach before it counts as fallen apart. A text about
 something else is less likely to the unsteered model even where it reads well."""
 PERPLEXITY_FLOOR = 8.0
-"""Below this no text counts as fallen apart: greedy answers have 1.5 to 3, and sentences that people write 16 to 50."""
+"""Below this no text counts as fallen apart. On the embedded model, whose own answers have 2.3, sentences still read at
+7.5 (four times a vector of the sea) and no longer at 15.9 (six times)."""
 DISTINCT_2_RATIO = 0.7
 """Of the unsteered answers' mean distinct-2. Loops fall below it at once: one sentence said twice has 0.5."""
 EMPTY_SHARE = 0.5
@@ -94,7 +95,7 @@ class MeasuredEffect:
     change: Estimate
     """Mean difference to multiplier 0 on the same questions; NaN at 0 or where that is missing."""
     p_value: float
-    """That the change is 0 (bootstrap-t, paired by question)."""
+    """That the change is 0, paired by question (see `utils.evaluation.paired_tests`)."""
     p_family: float
     """The same, corrected for all layers and multipliers of the condition."""
 
@@ -132,7 +133,7 @@ def measure_answers(
     Args:
         files: That differ in layer and multiplier only.
         own: Measures of the behavior's metric.
-        seed: Of resampling and sign flips.
+        seed: Of resampling.
         others: Among which multiplier 0 is looked for as well: it is the same for every kind of vector.
     """
     files = sorted(files, key=lambda file: (file.settings.layer, file.settings.multiplier))
@@ -187,11 +188,13 @@ def _effects(
         if beside is not None and file.settings.multiplier != 0:
             differences[row] = values[row] - _in_order(beside, measure.name, keys)
     tests = paired_tests(differences, seed)
-    means = [_share(row) for row in values] if measure.is_share else mean_estimates(values, seed)
-    rows = zip(files, means, mean_estimates(differences, seed), tests.p_value, tests.p_family, strict=True)
+    means = [_share(row) for row in values] if measure.is_share else mean_estimates(values, seed, measure.bounds)
+    span = measure.bounds and measure.bounds[1] - measure.bounds[0]
+    changes = mean_estimates(differences, seed, (-span, span) if span else None)
+    rows = zip(files, means, changes, tests.p_value, tests.p_family, strict=True)
     return [
-        MeasuredEffect(measure, _of(mean, len(file.keys)), change, float(p), float(adjusted))
-        for file, mean, change, p, adjusted in rows
+        MeasuredEffect(measure, _of(mean, len(file.keys)), change, float(p), float(p_family))
+        for file, mean, change, p, p_family in rows
     ]
 
 

@@ -46,21 +46,35 @@ class Measure:
     """For an axis."""
     of: Callable[[Mapping[str, Any]], Value]
     """From an answer's record."""
+    bounds: tuple[float, float] | None = None
+    """The smallest and the largest value of an answer, where there are such."""
     is_share: bool = False
     """Whether it is 0 or 1 for each answer."""
 
 
 N_WORDS = Measure("n_words", "words an answer", lambda record: record["n_words"])
-DISTINCT_2 = Measure("distinct_2", "distinct-2", lambda record: record["distinct_2"])
+DISTINCT_2 = Measure("distinct_2", "distinct-2", lambda record: record["distinct_2"], (0.0, 1.0))
 _OF_KIND: Mapping[str | None, tuple[Measure, ...]] = {
     None: (),
-    "sentiment": (Measure("sentiment", "VADER compound (-1 to 1)", lambda record: record["sentiment"]),),
+    "sentiment": (Measure("sentiment", "VADER compound (-1 to 1)", lambda record: record["sentiment"], (-1.0, 1.0)),),
     "words": (
-        Measure("has_match", "share of answers with a listed word", lambda record: _any(record["n_matches"]), True),
+        Measure(
+            "has_match",
+            "share of answers with a listed word",
+            lambda record: _any(record["n_matches"]),
+            (0.0, 1.0),
+            True,
+        ),
         Measure("matches_per_100_words", "listed words per 100", lambda record: record["matches_per_100_words"]),
     ),
     "begins_with": (
-        Measure("begins_with", "share that begins with a listed phrase", lambda record: record["begins_with"], True),
+        Measure(
+            "begins_with",
+            "share that begins with a listed phrase",
+            lambda record: record["begins_with"],
+            (0.0, 1.0),
+            True,
+        ),
     ),
 }
 _KEYS_OF_KIND: Mapping[str | None, tuple[str, ...]] = {

@@ -7,9 +7,9 @@ from utils.behaviors import Behavior
 from utils.data.estimates import Estimate
 from utils.evaluation.answer_effects import AnswerPoint, MeasuredEffect
 from utils.evaluation.answer_metrics import measures_of
-from utils.evaluation.words import condition_label
+from utils.evaluation.words import P_HEADING, condition_label
 
-_HEAD_OF_MEASURE = ("mean [95% interval]", "change from 0", "p", "p (family)")
+_HEAD_OF_MEASURE = ("mean [95% interval]", "change from 0", "p", P_HEADING)
 _HEAD_OF_FLUENCY = ("perplexity", "distinct-2", "words", "text")
 
 
@@ -41,8 +41,8 @@ def _row(point: AnswerPoint, effect: MeasuredEffect | None) -> tuple[str, ...]:
         of_effect = (
             interval(effect.mean),
             interval(effect.change, sign="+"),
-            _number(effect.p_value, 4),
-            _number(effect.p_family, 4),
+            _p_value(effect.p_value),
+            _p_value(effect.p_family),
         )
     return (
         str(point.settings.layer),
@@ -74,6 +74,10 @@ def interval(estimate: Estimate, sign: str = "") -> str:
 
 def _number(value: float, digits: int) -> str:
     return f"{value:.{digits}f}" if math.isfinite(value) else "-"
+
+
+def _p_value(value: float) -> str:
+    return "<0.0001" if value < 0.0001 else _number(value, 4)
 
 
 def _counts(points: Sequence[AnswerPoint]) -> str:

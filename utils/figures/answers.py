@@ -25,7 +25,15 @@ from utils.evaluation.answer_table import answers_text, heading
 from utils.evaluation.effects import ALPHA
 from utils.evaluation.metric_files import load_measured
 from utils.evaluation.metric_run import MetricPlan
-from utils.evaluation.words import FAMILY, INTERVAL_METHOD, SHARE_INTERVAL_METHOD, TEST, behaviors_of, condition_label
+from utils.evaluation.words import (
+    FAMILY,
+    HOLDS,
+    INTERVAL_METHOD,
+    SHARE_INTERVAL_METHOD,
+    TEST,
+    behaviors_of,
+    condition_label,
+)
 from utils.figures.lines import (
     LineStyle,
     draw_line,
@@ -269,6 +277,6 @@ def _reading_note(points: Sequence[AnswerPoint]) -> str:
     counts = sorted({point.fluency.n_answers for point in points})
     n = f"n={counts[0]}" if len(counts) == 1 else f"n={counts[0]}-{counts[-1]}"
     means = f"mean with 95% interval over answers, {n}; " if points[0].effects else f"{n}; "
-    filled = "filled: holds; " if points[0].effects else ""
+    filled = f"filled: {HOLDS}; " if points[0].effects else ""
     marked = "x: text falls apart" if any(point.range for point in points) else "no multiplier 0 to compare with"
     return f"{means}{filled}{marked}"
