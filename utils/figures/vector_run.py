@@ -18,6 +18,7 @@ from utils.figures.vector_sets import (
     plan_model_similarity,
     plan_norms,
 )
+from utils.paths import DataPaths
 from utils.vectors.files import (
     VectorTable,
     choice_of_label,
@@ -25,6 +26,7 @@ from utils.vectors.files import (
     generate_command,
     layer_ranges,
     load_vector_table,
+    normalize_command,
 )
 from utils.vectors.similarity import normalisation_faults
 
@@ -52,7 +54,7 @@ def plot_vectors(request: VectorsRequest) -> tuple[int, FigureCounts]:
     """
     models = load_models(request)
     for vectors in models.values():
-        check_normalisation(vectors)
+        check_normalisation(request.paths, vectors)
     planned = [figure for vectors in models.values() for figure in plan_model(request, vectors)]
     planned += plan_model_pairs(request, models)
     n_written = sum(make_figure(figure, request.overwrite) for figure in planned)
@@ -79,7 +81,7 @@ def load_models(request: VectorsRequest) -> dict[str, ModelVectors]:
             continue
         name_missing(request, label, layers_of)
         normalized_of = _layers_asked_for(request, after, label)
-        name_not_normalized(label, layers_of, normalized_of)
+        name_not_normalized(request, label, layers_of, normalized_of)
         models[label] = ModelVectors(
             load_vector_table(request.paths, label, layers_of, normalized=False),
             load_vector_table(request.paths, label, normalized_of, normalized=True)
@@ -123,13 +125,18 @@ def name_missing(request: VectorsRequest, label: str, layers_of: _FOUND_LAYERS) 
         )
 
 
-def name_not_normalized(label: str, layers_of: _FOUND_LAYERS, normalized_of: _FOUND_LAYERS) -> None:
+def name_not_normalized(
+    request: VectorsRequest, label: str, layers_of: _FOUND_LAYERS, normalized_of: _FOUND_LAYERS
+) -> None:
     absent = {behavior: layers - normalized_of[behavior] for behavior, layers in layers_of.items()}
-    if lacking := [f"{behavior} (layers {layer_ranges(layers)})" for behavior, layers in absent.items() if layers]:
-        log.warning("%s: not normalised: %s; run: ./normalize_vectors.py", label, ", ".join(lacking))
+    lacking = [behavior for behavior, layers in absent.items() if layers]
+    if lacking:
+        named = ", ".join(f"{behavior} (layers {layer_ranges(absent[behavior])})" for behavior in lacking)
+        command = normalize_command(request.paths, lacking, choice_of_label(label))
+        log.warning("%s: not normalised: %s; run: %s", label, named, command)
 
 
-def check_normalisation(vectors: ModelVectors) -> None:
+def check_normalisation(paths: DataPaths, vectors: ModelVectors) -> None:
     """Warn where the normalised vectors are not what today's vectors would give."""
     before, after = vectors.before, vectors.after
     if after is None:
@@ -137,21 +144,21 @@ def check_normalisation(vectors: ModelVectors) -> None:
     if after.d_model != before.d_model:
         raise UserError(
             f"{before.label}: width {before.d_model} in vectors/, but {after.d_model} in normalized_vectors/; "
-            "run: ./normalize_vectors.py --overwrite"
+            f"run: {paths.command('normalize_vectors', '--overwrite')}"
         )
     faults = normalisation_faults(before.values, aligned(after, before.behaviors, before.layers))
     if faults.other_direction:
         where = [f"{before.behaviors[row]} layer {before.layers[column]}" for row, column in faults.other_direction]
         log.warning(
             "%s: normalised vectors were made from other vectors than today's: %s; "
-            "run: ./normalize_vectors.py --overwrite",
+            f"run: {paths.command('normalize_vectors', '--overwrite')}",
             before.label,
             ", ".join(where),
         )
     if faults.unequal_norms:
         log.warning(
             "%s: behaviors differ in norm after normalisation at layers %s (normalised apart from each other); "
-            "run: ./normalize_vectors.py --overwrite",
+            f"run: {paths.command('normalize_vectors', '--overwrite')}",
             before.label,
             layer_ranges(before.layers[index] for index in faults.unequal_norms),
         )

@@ -84,8 +84,8 @@ def score_answers(
                 if watch.is_due:
                     row = watch.n_compared % len(steerings)
                     watch.compare(
-                        scored[row],
-                        partial(lambda i, row: score_batch([i])[0][row], i, row),
+                        scored[row].exp(),
+                        partial(lambda i, row: score_batch([i])[0][row].exp(), i, row),
                         partial(_one_combination, runtime, pairs[i], steerings[row]),
                         f"item {i}",
                     )
@@ -123,8 +123,11 @@ def _score_some_rows(runtime: Runtime, answer: AnswerTokens, steerings: Sequence
 
 
 def _one_combination(runtime: Runtime, pair: AnswerPair, steering: Steerings) -> Tensor:
-    """[2]: log-probability per token of the matching and of the other answer."""
-    return torch.cat([score_rows(runtime, [answer], [steering]) for answer in pair.answers])
+    """[2]: geometric mean probability of a token of the matching and of the other answer, for the guard.
+
+    Probabilities are compared, not their logarithms: the relative rounding of one near 1 would look large.
+    """
+    return torch.cat([score_rows(runtime, [answer], [steering]) for answer in pair.answers]).exp()
 
 
 @torch.no_grad()
@@ -389,6 +392,6 @@ def _is_exact(runtime: Runtime, pairs: Sequence[AnswerPair], steerings: Sequence
         passes = runtime.batcher.run_halving(
             [0, 1], lambda batch: score_packed(runtime, [both[i] for i in batch], sample)
         )
-        return next(passes)[1][0]
+        return next(passes)[1][0].exp()
 
     return runtime.guard.allows("answers", packed, plain)
