@@ -145,7 +145,8 @@ def test_files_are_whole_when_the_streams_are_closed_or_full(redirection: str, t
     assert len(written) == 14
 
 
-FOR_PIPES = {"check", "datasets", "results"}
+SWEEPS = {"ab", "truthful_qa", "mmlu", "answers", "sampled", "fine-tuned"}  # each ends with a glance at what it made
+FOR_PIPES = {"check", "datasets", "results", *SWEEPS}
 """Steps whose standard output is read: a table, counts, numbers."""
 
 

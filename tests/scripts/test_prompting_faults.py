@@ -250,7 +250,7 @@ def test_bad_input_is_one_line_and_code_2_and_leaves_no_file(
     assert snapshot(tmp_path) == before
 
 
-def test_a_gated_model_without_access_is_one_line_that_says_how_to_go_on(
+def test_a_model_that_cannot_be_fetched_is_one_line_that_says_why(
     steered_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(models.LLAMA_2_CHECKPOINTS, "13b", ("nobody/gated-chat-hf", "nobody/gated-hf"))
@@ -258,7 +258,7 @@ def test_a_gated_model_without_access_is_one_line_that_says_how_to_go_on(
     assert prompting_with_steering.main(["--root", str(steered_root), "--model_size", "13b"]) == 2
     err = capsys.readouterr().err
     assert error_lines(err) == err.splitlines() and len(err.splitlines()) == 1
-    assert "nobody/gated-chat-hf" in err and "HF_TOKEN" in err and "--model_size 135m" in err
+    assert "nobody/gated-chat-hf" in err and "HF_HUB_OFFLINE keeps it from being fetched" in err
     assert snapshot(steered_root) == before
 
 
