@@ -47,7 +47,7 @@ def run_main(
     with _watched_interrupts() as interrupts:
         try:
             return run(args)
-        except (KeyboardInterrupt, Exception) as err:
+        except (KeyboardInterrupt, Exception, BaseExceptionGroup) as err:  # the last: Ctrl-C among asyncio's tasks
             if interrupts.came or isinstance(err, KeyboardInterrupt):
                 message = f"interrupted: finished work is saved; to go on, run: {args.command}"
                 return _report(message, EXIT_INTERRUPTED, None)
