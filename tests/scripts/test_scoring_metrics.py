@@ -13,8 +13,8 @@ import scoring
 from tests.answers import put_answers
 from tests.models import build_wrapper
 from tests.roots import TINY_LABEL, error_lines, put_json, snapshot
-from utils.figures.style import read_table
 from utils.files.provenance import read_provenance
+from utils.files.tables import read_table
 from utils.model.perplexity import FreeAnswer, perplexities
 from utils.paths import REPOSITORY
 

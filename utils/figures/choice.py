@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 from utils.behaviors import load_behavior
 from utils.evaluation.choice import Choice
 from utils.evaluation.chosen import ChoiceRequest
-from utils.figures.style import Table, figure_style, new_figure, save_figure, set_title
+from utils.figures.style import figure_style, new_figure, save_figure, set_title
+from utils.files.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

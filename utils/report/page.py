@@ -33,7 +33,7 @@ from utils.evaluation.words import (
 )
 from utils.figures.kept import KeptFigure
 from utils.figures.result_sets import ResultSet
-from utils.figures.style import Table
+from utils.files.tables import Table
 from utils.files.writing import write_bytes
 from utils.inside.token_texts import escaped, spelled_out
 from utils.report.answers import Answers

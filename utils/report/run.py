@@ -11,8 +11,9 @@ from utils.figures.found import how_to_make, nothing_found
 from utils.figures.kept import KeptFigure, keep_figures
 from utils.figures.requests import PlotRequest
 from utils.figures.result_sets import ResultSet, find_result_sets
-from utils.figures.style import log_written, save_table
+from utils.figures.style import log_written
 from utils.figures.tables import effects_table
+from utils.files.tables import save_table
 from utils.report.answers import Answers, collect_answers
 from utils.report.page import PlottedSet, write_report
 from utils.report.requests import ReportRequest
