@@ -2,7 +2,7 @@
 """Evaluate a model while steering it: every requested layer x multiplier.
 
 Types: ab (held-out A/B questions), open_ended (free answers), truthful_qa and mmlu (side effects).
-The vectors are those of normalized_vectors/. Multiplier 0 is no steering; it is computed once and
+The vectors are those of normalized_vectors/. Multiplier 0 means no steering; it is computed once and
 written for every layer.
 
 Reads:   datasets/test/..., normalized_vectors/<behavior>/vec_layer_<layer>_<model>.pt
@@ -102,14 +102,14 @@ def build_parser() -> argparse.ArgumentParser:
         type=flag_values.positive_int,
         default=1,
         metavar="N",
-        help="open_ended: sampled answers a question (default: 1)",
+        help="open_ended: sampled answers per question (default: 1)",
     )
     parser.add_argument(
         "--max_new_tokens",
         type=flag_values.positive_int,
         default=100,
         metavar="N",
-        help="open_ended: tokens an answer (default: 100)",
+        help="open_ended: tokens per answer (default: 100)",
     )
     return parser
 

@@ -29,7 +29,7 @@ Knob = Literal["multiplier", "strength"]
 """How much is added: so many times the vector, or a norm as a share of the layer's residual norm."""
 
 BEHAVIOR_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
-# separators, control characters, and what is no Unicode or breaks a line
+# separators, control characters, and what is not Unicode or breaks a line
 _UNSAFE_IN_NAME = re.compile(r"[/\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _MAX_NAME_BYTES = 255
 

@@ -90,7 +90,7 @@ def add_multipliers(parser: argparse.ArgumentParser, default: Sequence[float] | 
         type=values.finite_float,
         default=default,
         metavar="X",
-        help=f"multiples of the steering vector that are added; 0 is no steering (default: {help_default})",
+        help=f"multiples of the steering vector that are added; 0 means no steering (default: {help_default})",
     )
     amount.add_argument(
         "--strengths",
@@ -124,7 +124,7 @@ def add_model_filter(parser: argparse.ArgumentParser) -> None:
 
 def add_device(parser: argparse._ActionsContainer) -> None:
     """Flags that say where a model is run."""
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, ... (default: the best there is)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, ... (default: the best available)")
     parser.add_argument(
         "--device_map", choices=["auto"], help="auto: split one model over all GPUs (default: one device)"
     )
@@ -171,7 +171,7 @@ def add_compute(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no_packing",
         action="store_true",
-        help="one full sequence for every combination: slow, the reference for the packed passes",
+        help="run one full pass per combination: slow, the reference for the packed passes",
     )
 
 

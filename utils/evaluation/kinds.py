@@ -129,7 +129,7 @@ class ChoiceQuestions(Questions):
 
 
 def _check_finite(probabilities: "Tensor", steerings: Sequence[DistinctSteering], model: "LlamaWrapper") -> None:
-    """Refuse what is no number: a steered residual stream has left the range of the dtype."""
+    """Refuse what is not a number: a steered residual stream has left the range of the dtype."""
     for distinct, row in zip(steerings, probabilities, strict=True):
         if not bool(row.isfinite().all()):
             layer, multiplier = distinct.combinations[0]

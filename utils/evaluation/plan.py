@@ -112,7 +112,7 @@ class SweepPlan:
     n_missing: tuple[int, ...]
     """Result files to make, of each sweep."""
     stale: frozenset[Path]
-    """Result files of which it has been said that they were made otherwise."""
+    """Result files of which it has been said that they were made with other settings."""
 
     @property
     def waiting(self) -> list[Sweep]:
@@ -134,7 +134,7 @@ class SweepPlan:
 
 
 def plan_sweeps(request: SweepRequest) -> SweepPlan:
-    """Check a request and read what it needs, but for vectors and model; name results that were made otherwise.
+    """Check a request and read what it needs, but for vectors and model; name results that were made with other settings.
 
     Raises:
         UserError: If the request makes no sense, or a test set or the model is missing or broken.

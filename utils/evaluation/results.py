@@ -142,7 +142,7 @@ def load_scores(path: Path, num_samples: int = 1) -> ItemValues:
     An item is a question: of several sampled answers to it, its value is the mean of those with a score.
 
     Raises:
-        UserError: If the file is missing, a score is no number from 0 to 10, or a question has not `num_samples`
+        UserError: If the file is missing, a score is not a number from 0 to 10, or a question has not `num_samples`
             answers in a row.
     """
     records = _load_records(path)
@@ -225,7 +225,7 @@ def _load_records(path: Path) -> list[dict[str, Any]]:
 def _text(record: dict[str, Any], key: str, path: Path, index: int) -> str:
     value = record.get(key)
     if not isinstance(value, str):
-        raise UserError(f"{path}, item {index}: key {key!r} is missing or no text")
+        raise UserError(f"{path}, item {index}: key {key!r} is missing or not text")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as err:
@@ -314,14 +314,14 @@ class ResultFiles:
             log.warning("left out %s: %s", path.parent, err)
             return
         if settings.behavior != behavior:
-            log.warning("left out %s: it names behavior %s but lies with %s", path, settings.behavior, behavior)
+            log.warning("left out %s: it names behavior %s but is in the folder of %s", path, settings.behavior, behavior)
         elif settings.type == self.result_type:
             self.paths[settings] = path
 
     def get(self, settings: SteeringSettings) -> ItemValues | None:
         """The result under exactly these settings, or None where there is none that can be read.
 
-        Multiplier 0 is no steering, so there any layer and any vector serve.
+        Multiplier 0 means no steering, so there any layer and any vector serve.
         """
         if settings in self.paths and (found := self._load(settings)) is not None:
             return found

@@ -92,7 +92,7 @@ def warn_of_other_dataset(request: ActivationsRequest, plan: Plan) -> None:
     }
     if other := [layer for layer, run in made_by.items() if run.get("dataset_sha256", today) != today]:
         log.warning(
-            "%s: the dataset has changed since layers %s were made, so points may bear wrong letters; "
+            "%s: the dataset has changed since layers %s were made, so points may carry wrong letters; "
             "run: %s --overwrite",
             behavior,
             layer_ranges(other),
