@@ -27,9 +27,7 @@ class VectorFile:
 
     def __post_init__(self) -> None:
         if _KIND_IN_NAME.search(self.model_label):
-            raise UserError(
-                f"a model called {self.model_label!r} reads like a kind of vector; rename its folder"
-            )
+            raise UserError(f"a model called {self.model_label!r} reads like a kind of vector; rename its folder")
 
     @property
     def name(self) -> str:

@@ -147,3 +147,22 @@ def test_vectors_for_choosing_are_made_without_the_validation_items(
     held_out = {records[i]["question"] for i in validation_items(12, 0, "sea")}
     [questions] = read
     assert len(questions) == 8 and not held_out & set(questions)
+
+
+def test_controls_have_the_norm_of_what_was_chosen_and_stand_in_the_table(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_vectors(root)
+    assert choose(root) == 0
+    kept = json.loads((root / "vectors" / "sea" / "chosen_tiny-chat_read=answer.json").read_text())
+    assert set(kept["controls"]) == {"random"}  # text pairs have no letter vector
+    assert kept["controls"]["random"]["n"] == kept["test"]["n"]
+    [chosen, random] = read_table(root / "analysis" / "chosen_effects_tiny-chat_read=answer.txt")
+    assert (chosen["vector"], random["vector"]) == ("chosen", "random")
+    assert float(chosen["effect"]) == kept["test"]["effect"] and float(random["p"]) == kept["controls"]["random"]["p_value"]
+    assert "random vector" in capsys.readouterr().out
+
+
+def test_holm_multiplies_by_the_tests_that_are_left() -> None:
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]

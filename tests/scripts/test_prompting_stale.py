@@ -127,7 +127,9 @@ def test_results_of_all_behaviors_are_named_in_one_warning(
     capsys.readouterr()
     assert evaluate(*command, "--max_new_tokens", 5) == 0
     [line] = warnings(capsys)
-    assert line.startswith("4 result files that are there were made with other settings: max_new_tokens (4, now 5); e.g. ")
+    assert line.startswith(
+        "4 result files that are there were made with other settings: max_new_tokens (4, now 5); e.g. "
+    )
 
 
 def test_what_only_the_loaded_model_tells_is_compared_when_it_is_loaded_and_nothing_is_said_twice(

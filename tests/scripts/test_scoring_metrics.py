@@ -183,7 +183,11 @@ def test_another_word_list_or_other_answers_make_files_stale_and_they_are_left_o
     put_answers(root, "joy", ["The ship.", "No."], 2, 1.0, model=TINY_LABEL)
     assert run() == 1
     out, err = capsys.readouterr()
-    assert "1 files of measured answers were made with other settings" in err and "results_sha256" in err and steered in err
+    assert (
+        "1 files of measured answers were made with other settings" in err
+        and "results_sha256" in err
+        and steered in err
+    )
     assert [line.split()[1] for line in out.splitlines() if line.split()[:1] == ["2"]] == ["0", "0"]
     put_behavior(root, {"kind": "words", "words": ["tea"]})
     assert run() == 1

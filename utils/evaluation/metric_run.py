@@ -194,8 +194,8 @@ def _warn_of_stale(plan: MetricPlan, said: frozenset[Path]) -> frozenset[Path]:
     new = {path: differing for path, differing in plan.stale.items() if path not in said}
     if new:
         log.warning(
-            "%d files of measured answers were made with other settings and are left out of tables and figures: %s; e.g. %s; "
-            "--overwrite makes them again",
+            "%d files of measured answers were made with other settings and are left out of tables and figures: %s; "
+            "e.g. %s; --overwrite makes them again",
             len(new),
             describe_differences(new.values()),
             next(iter(new)),

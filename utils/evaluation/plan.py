@@ -134,7 +134,7 @@ class SweepPlan:
 
 
 def plan_sweeps(request: SweepRequest) -> SweepPlan:
-    """Check a request and read what it needs, but for vectors and model; name results that were made with other settings.
+    """Check a request and read what it needs, but for vectors and model; name results made with other settings.
 
     Raises:
         UserError: If the request makes no sense, or a test set or the model is missing or broken.

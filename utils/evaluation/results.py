@@ -314,7 +314,9 @@ class ResultFiles:
             log.warning("left out %s: %s", path.parent, err)
             return
         if settings.behavior != behavior:
-            log.warning("left out %s: it names behavior %s but is in the folder of %s", path, settings.behavior, behavior)
+            log.warning(
+                "left out %s: it names behavior %s but is in the folder of %s", path, settings.behavior, behavior
+            )
         elif settings.type == self.result_type:
             self.paths[settings] = path
 
