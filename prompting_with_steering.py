@@ -15,6 +15,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from utils.cli import values as flag_values
 from utils.cli.flags import (
@@ -33,7 +34,7 @@ from utils.cli.run import EXIT_DONE, exit_with, run_main
 from utils.evaluation.plan import SweepRequest, load_vectors, plan_sweeps
 from utils.files.redaction import printable
 from utils.model import processes
-from utils.settings import RESULT_TYPES
+from utils.settings import RESULT_TYPES, Orders
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--limit", type=flag_values.positive_int, metavar="N", help="ask only the first N items (default: all)"
     )
     parser.add_argument(
+        "--orders",
+        choices=get_args(Orders),
+        default="given",
+        help="lettered answers as the set gives them, or in both orders, averaged in log-odds: a liking for a letter "
+        "then cancels out (default: given)",
+    )
+    parser.add_argument(
         "--temperature",
         type=flag_values.non_negative_float,
         default=0.0,
@@ -134,6 +142,7 @@ def build_request(args: argparse.Namespace) -> SweepRequest:
         vector_files=tuple(args.vector),
         questions=args.questions,
         limit=args.limit,
+        orders=args.orders,
         temperature=args.temperature,
         num_samples=args.num_samples,
         seed=args.seed,

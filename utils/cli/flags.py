@@ -12,7 +12,7 @@ from utils.errors import UserError
 from utils.model.checkpoints import MODEL_SIZES, ModelChoice, choose_model
 from utils.model.checkpoints import check_layers as check_layers  # scripts take it from here
 from utils.paths import REPOSITORY, DataPaths
-from utils.settings import METHODS, Reading, VectorKind
+from utils.settings import METHODS, Origin, Reading, VectorKind
 
 
 class _Parser(argparse.ArgumentParser):
@@ -153,9 +153,18 @@ def add_vector_kind(parser: argparse.ArgumentParser, default: str | None = None)
         f"pair-centred activations, a logistic probe, or a linear discriminant (default: {default or 'mean'})",
     )
 
+    parser.add_argument(
+        "--from",
+        dest="origin",
+        choices=get_args(Origin),
+        default=None if default else VectorKind.origin,
+        help="whose answers vectors are made from: those of the contrast pairs, or those that the model itself gives "
+        f"under the behavior's two system prompts (default: {default or 'pairs'})",
+    )
+
 
 def vector_kind(args: argparse.Namespace) -> VectorKind:
-    return VectorKind(args.read, args.method)
+    return VectorKind(args.read, args.method, args.origin)
 
 
 def add_compute(parser: argparse.ArgumentParser) -> None:

@@ -1,7 +1,8 @@
 """Which layer and how strong: chosen on validation items under a budget of side effects, then tested once.
 
 The validation items are a part of the generate set. While choosing, vectors are made from the rest of it, so
-that no item says how well a vector works that it has helped to make. Test items are read once, at the end,
+that no item says how well a vector works that it has helped to make (vectors of the model's own answers have seen
+none of them). Test items are read once, at the end,
 with the vectors of the whole generate set.
 
 The budget is on the KL divergence to the unsteered model on neutral prompts. For small strengths KL grows with
@@ -73,7 +74,11 @@ class Chooser:
         pairs, texts = load_both_forms(request.paths, behavior, request.kind)
         validation = validation_items(len(pairs), request.seed, behavior)
         chosen_set = set(validation)
-        vectors = self._vectors_of([pair for i, pair in enumerate(pairs) if i not in chosen_set])
+        vectors = (
+            self._vectors_of([pair for i, pair in enumerate(pairs) if i not in chosen_set])
+            if request.kind.origin == "pairs"
+            else {layer: self._whole_vector(behavior, layer, request.kind) for layer in request.layers}
+        )
         strengths = self._solve_strengths(vectors)
         candidates = [(layer, level * strengths[layer]) for layer in request.layers for level in LEVELS]
         kl = self._kl_of(candidates, vectors)
@@ -237,8 +242,8 @@ def load_both_forms(paths: DataPaths, behavior: str, kind: VectorKind) -> tuple[
     """
     if kind.reading == "prompt":
         raise UserError("--read prompt: pairs of prompts have no answers to choose by; choose with --read answer")
-    dataset, pairs = load_pairs_for(paths, behavior, kind.reading)
-    return pairs, load_text_pairs(dataset)
+    dataset = load_pairs_for(paths, behavior, kind.reading)
+    return dataset.pairs, load_text_pairs(dataset.path)
 
 
 def validation_items(n_pairs: int, seed: int, behavior: str) -> list[int]:

@@ -12,7 +12,7 @@ from utils.files.writing import write_json
 from utils.model.checkpoints import ModelChoice
 from utils.paths import DataPaths
 from utils.settings import VectorKind
-from utils.vectors.plan import load_pairs_for
+from utils.vectors.plan import pairs_path
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def load_chosen(paths: DataPaths, behavior: str, model_label: str, kind: VectorK
 def save_choice(choice: Choice, request: ChoiceRequest, record: Mapping[str, Any]) -> Path:
     """Write what was chosen, and how it was found."""
     path = request.output(choice.behavior)
-    dataset, _ = load_pairs_for(request.paths, choice.behavior, request.kind.reading)
+    dataset = pairs_path(request.paths, choice.behavior, request.kind.reading)
     write_json(
         path,
         {
