@@ -157,6 +157,28 @@ def save_choice(choice: Choice, request: ChoiceRequest, record: Mapping[str, Any
     return path
 
 
+def load_choice(path: Path) -> tuple[Choice, float]:
+    """What `save_choice` wrote, and the budget of KL.
+
+    Raises:
+        UserError: If the file is not one that it wrote.
+    """
+    content = _read_choice(path)
+    by_layer = content["validation"]
+    at = (content["layer"], content["strength"])
+    choice = Choice(
+        content["behavior"],
+        by_layer,
+        next(one for one in by_layer if (one.layer, one.strength) == at),
+        content["n_validation"],
+        content["linear_up_to_strength"],
+        content["multiplier"],
+        content["test"],
+        content["controls"],
+    )
+    return choice, content["kl_budget"]
+
+
 @dataclass(frozen=True)
 class TestedChoice:
     """What a choice does to the test items, beside its controls."""
@@ -180,7 +202,7 @@ def tested_choices(request: ChoiceRequest) -> list[TestedChoice]:
     for behavior in list_behaviors(request.paths):
         path = request.output(behavior)
         if path.exists():
-            found[behavior] = _read_tested(path)
+            found[behavior] = _read_choice(path)
     corrected = holm([content["test"].p_value for content in found.values()])
     choices = [
         TestedChoice(behavior, content["layer"], content["strength"], content["test"], content["controls"], p)
@@ -189,11 +211,16 @@ def tested_choices(request: ChoiceRequest) -> list[TestedChoice]:
     return sorted(choices, key=lambda choice: -choice.effect.effect)
 
 
-def _read_tested(path: Path) -> dict[str, Any]:
+_CHOICE_KEYS = ("behavior", "layer", "strength", "multiplier", "n_validation", "linear_up_to_strength", "kl_budget")
+
+
+def _read_choice(path: Path) -> dict[str, Any]:
     content = read_json(path)
     try:
         controls = {name: Outcome(**outcome) for name, outcome in content["controls"].items()}
-        return {**content, "test": Outcome(**content["test"]), "controls": controls}
+        by_layer = tuple(LayerChoice(**one) for one in content["validation"])
+        _ = [content[key] for key in _CHOICE_KEYS]
+        return {**content, "test": Outcome(**content["test"]), "controls": controls, "validation": by_layer}
     except (KeyError, TypeError, AttributeError) as err:
         raise UserError(f"{path} is not a choice as the suite writes it; choose again with --overwrite") from err
 
