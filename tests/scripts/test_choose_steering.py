@@ -9,6 +9,9 @@ import pytest
 import choose_steering
 import generate_vectors
 import normalize_vectors
+import plot_results
+import prompting_with_steering
+import scoring
 from tests.models import N_LAYERS
 from tests.roots import TINY_LABEL, error_lines, put_json, snapshot
 from utils.evaluation.choice import MAX_STRENGTH, solve_strength, validation_items
@@ -163,6 +166,27 @@ def test_controls_have_the_norm_of_what_was_chosen_and_stand_in_the_table(
     assert float(chosen["effect"]) == kept["test"]["effect"]
     assert float(random["p"]) == kept["controls"]["random"]["p_value"]
     assert "random vector" in capsys.readouterr().out
+
+
+def test_the_report_shows_what_was_chosen_and_measured_answers_with_their_fluency(
+    run: Callable[..., int], root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = DataPaths(root)
+    behavior = {"id": "sea", "label": "Sea", "matching": "speaks of the sea"}
+    put_json(paths.behavior_file("sea"), behavior | {"metric": {"kind": "words", "words": ["sea", "owls"]}})
+    put_json(paths.test_dataset("sea", "open_ended"), [{"question": f"What of {n} owls?"} for n in range(4)])
+    assert (run(generate_vectors), run(normalize_vectors), run(choose_steering)) == (0, 0, 0)
+    asked = ("--type", "open_ended", "--layers", 1, "--multipliers", 0, 2, "--max_new_tokens", 5)
+    assert run(prompting_with_steering, *asked) == 0
+    measure = ["--behaviors", "sea", "--metrics", "--no_perplexity", "--root", str(root)]
+    assert scoring.main(measure) == 0
+    capsys.readouterr()
+    assert run(plot_results, "--report") == 0
+    assert "distinct-2" in capsys.readouterr().out
+    [page] = (root / "analysis").glob("report_*.html")
+    text = page.read_text()
+    assert "Free answers, measured, Sea" in text and "Chosen layer and strength, Sea" in text
+    assert text.count("</figure>") == 2
 
 
 def test_holm_multiplies_by_the_tests_that_are_left() -> None:

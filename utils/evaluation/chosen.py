@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from utils.behaviors import list_behaviors
 from utils.errors import UserError
@@ -13,6 +13,9 @@ from utils.model.checkpoints import ModelChoice
 from utils.paths import DataPaths
 from utils.settings import VectorKind
 from utils.vectors.plan import pairs_path
+
+if TYPE_CHECKING:
+    from utils.evaluation.metrics import FloatArray
 
 
 @dataclass(frozen=True)
@@ -225,7 +228,7 @@ def _read_choice(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a choice as the suite writes it; choose again with --overwrite") from err
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: "Sequence[float] | FloatArray") -> list[float]:
     """Family-wise p-values of independent or dependent tests (Holm 1979)."""
     order = sorted(range(len(p_values)), key=lambda place: p_values[place])
     corrected, largest = [0.0] * len(p_values), 0.0
