@@ -60,8 +60,12 @@ def of_run(root: Path, multiplier: float, *, both: bool) -> Path:
     return path
 
 
-def test_both_orders_are_two_runs_averaged_in_log_odds(root: Path, run: Callable[..., int]) -> None:
-    assert run("--multipliers", 0, 2, "--orders", "both") == run("--multipliers", 0, 2) == 0
+def test_both_orders_are_two_runs_averaged_in_log_odds(
+    root: Path, run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--multipliers", 0, 2, "--orders", "both") == 0
+    assert "letter bias" in capsys.readouterr().out
+    assert run("--multipliers", 0, 2) == 0
     given = json.loads(of_run(root, 2.0, both=False).read_text())
     exchanged_items = [
         item | {"question": exchange_choices(item["question"], "A", "B" if index == 0 else "C")}
