@@ -334,7 +334,7 @@ class LlamaWrapper:
         """
         self.runtime.check_lengths([len(row.prompt) for row in rows], max_new_tokens)
         check_range([row.steering for row in rows], self.dtype)
-        decoding = Decoding(max_new_tokens, self._end_ids(), self.runtime.pad_id, temperature)
+        decoding = Decoding(max_new_tokens, self.end_ids, self.runtime.pad_id, temperature)
 
         def generate_batch(batch: list[int]) -> list[list[int]]:
             done = dict(generate_rows(self.model, self.layers, [rows[i] for i in batch], decoding))
@@ -397,7 +397,9 @@ class LlamaWrapper:
         raw_text = str(self.tokenizer.decode([*row.prompt.ids, *tokens], skip_special_tokens=False))
         return Generation(tuple(tokens), text, raw_text)
 
-    def _end_ids(self) -> frozenset[int]:
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
         configured = self.model.generation_config.eos_token_id if self.model.generation_config else None
         ids = configured if isinstance(configured, list) else [configured]
         return frozenset(i for i in [*ids, self.tokenizer.eos_token_id] if i is not None)

@@ -1,6 +1,6 @@
 """Answers under steering, many at a time: every row of a batch has its own prompt and its own steering."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from utils.errors import UserError
 from utils.model.chat_format import PromptTokens
-from utils.model.steering import RowSteering, Steerings
+from utils.model.steering import RowSteering, Steerings, capture_outputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,6 +23,8 @@ class GenerationRow:
     steering: Steerings
     seed: int | None = None
     """Of this row's own random numbers, where the answer is sampled."""
+    temperature: float | None = None
+    """This row's own; None for that of the decoding."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,11 @@ def generate_rows(
     Yields:
         Index into `rows` and the row's new tokens (an end token included), as rows end.
     """
-    state = _DecodingState(model, layers, rows, decoding)
+    state = DecodingState(model, layers, rows, decoding)
     logits = state.prefill()
     new_tokens: list[list[int]] = [[] for _ in rows]
     for step in range(decoding.max_new_tokens):
-        chosen = _choose_tokens(logits, [state.samplers[row] for row in state.active], decoding.temperature)
+        chosen = state.choose(logits)
         ended = []
         for place, (row, token) in enumerate(zip(state.active, chosen, strict=True)):
             new_tokens[row].append(token)
@@ -73,7 +75,7 @@ def generate_without_cache(
     model: "PreTrainedModel", layers: Sequence[nn.Module], row: GenerationRow, decoding: Decoding
 ) -> list[int]:
     """Generate one answer, running the whole sequence for every token: the reference for `generate_rows`."""
-    sampler = _Sampler(row.seed)
+    sampler = Sampler(row.seed)
     tokens = list(row.prompt.ids)
     steering = RowSteering([row.steering], layers)
     with steering.applied():
@@ -81,13 +83,13 @@ def generate_without_cache(
             ids = torch.tensor([tokens], device=model.device)
             steering.positions = torch.arange(len(tokens), device=model.device)[None] >= row.prompt.steer_start
             logits = model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[:, -1]
-            tokens += _choose_tokens(logits, [sampler], decoding.temperature)
+            tokens += _choose_tokens(logits, [sampler], [decoding.temperature])
             if tokens[-1] in decoding.end_ids:
                 break
     return tokens[len(row.prompt) :]
 
 
-class _Sampler:
+class Sampler:
     """A row's own random numbers, so that what else is in the batch does not change its answer."""
 
     def __init__(self, seed: int | None) -> None:
@@ -98,7 +100,7 @@ class _Sampler:
         return int(torch.multinomial(probabilities, 1, generator=self.generator).item())
 
 
-def _choose_tokens(logits: Tensor, samplers: Sequence[_Sampler], temperature: float) -> list[int]:
+def _choose_tokens(logits: Tensor, samplers: Sequence[Sampler], temperatures: Sequence[float]) -> list[int]:
     """The next token of each row, from logits [batch, vocab_size].
 
     Raises:
@@ -108,24 +110,52 @@ def _choose_tokens(logits: Tensor, samplers: Sequence[_Sampler], temperature: fl
         raise UserError(
             f"next-token scores are not finite in {logits.dtype}; use smaller --multipliers or --dtype float32"
         )
-    if temperature == 0.0:
-        return logits.argmax(dim=-1).tolist()
-    return [sampler.sample(row, temperature) for row, sampler in zip(logits, samplers, strict=True)]
+    likeliest: list[int] = logits.argmax(dim=-1).tolist()
+    return [
+        token if temperature == 0.0 else sampler.sample(row, temperature)
+        for token, row, sampler, temperature in zip(likeliest, logits, samplers, temperatures, strict=True)
+    ]
 
 
-class _DecodingState:
+class DecodingState:
     """The KV cache, mask and positions of the rows that still run."""
 
     def __init__(
-        self, model: "PreTrainedModel", layers: Sequence[nn.Module], rows: Sequence[GenerationRow], decoding: Decoding
+        self,
+        model: "PreTrainedModel",
+        layers: Sequence[nn.Module],
+        rows: Sequence[GenerationRow],
+        decoding: Decoding,
+        read_layers: Collection[int] = (),
     ) -> None:
+        """
+        Args:
+            model: The model.
+            layers: Its decoder blocks.
+            rows: What to generate from.
+            decoding: How.
+            read_layers: Blocks whose output at every row's last token is kept in `read`.
+        """
         from transformers import DynamicCache
 
-        self.model, self.rows, self.decoding = model, rows, decoding
+        self.model, self.layers, self.decoding = model, layers, decoding
+        self.rows = list(rows)
         self.steering = RowSteering([row.steering for row in rows], layers)
-        self.samplers = [_Sampler(row.seed) for row in rows]
+        self.samplers = [Sampler(row.seed) for row in rows]
         self.active = list(range(len(rows)))
+        """Indices into `rows` of those that still run, in the order of the batch."""
         self.cache = DynamicCache(config=model.config)
+        self.read_layers = sorted(set(read_layers))
+        self.read: dict[int, Tensor] = {}
+        """By layer: the residual stream at the last token of each running row, as steered, [batch, d_model]."""
+
+    def choose(self, logits: Tensor) -> list[int]:
+        """The next token of each running row, from logits [batch, vocab_size]."""
+        temperatures = [self._temperature(self.rows[row]) for row in self.active]
+        return _choose_tokens(logits, [self.samplers[row] for row in self.active], temperatures)
+
+    def _temperature(self, row: GenerationRow) -> float:
+        return self.decoding.temperature if row.temperature is None else row.temperature
 
     def prefill(self) -> Tensor:
         """Run the prompts; returns the logits behind them, [batch, vocab_size]."""
@@ -172,7 +202,8 @@ class _DecodingState:
 
     def _run(self, ids: Tensor) -> Tensor:
         positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        with self.steering.applied():
+        blocks = [self.layers[layer] for layer in self.read_layers]
+        with self.steering.applied(), capture_outputs(blocks, keep=lambda hidden: hidden[:, -1]) as captured:
             output = self.model(
                 input_ids=ids,
                 attention_mask=self.mask,
@@ -181,6 +212,7 @@ class _DecodingState:
                 use_cache=True,
                 logits_to_keep=1,
             )
+        self.read = {layer: captured[place] for place, layer in enumerate(self.read_layers)}
         return output.logits[:, -1]
 
 
