@@ -1,6 +1,6 @@
 """The vectors that a chat can steer with: which there are for a model, which are the default, and their tensors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,6 +28,8 @@ class Chosen:
     layer: int
     multiplier: float
     """Within the budget of side effects: from minus to plus this much."""
+    strengths: Mapping[int, float]
+    """The strength that spends the budget, by layer."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,10 @@ class Shelf:
         if not path.exists():
             return None
         choice, _ = load_choice(path)
-        return Chosen(choice.chosen.layer, choice.multiplier) if choice.chosen.layer in layers else None
+        strengths: dict[int, float] = {}
+        for one in choice.by_layer:
+            strengths[one.layer] = max(one.strength, strengths.get(one.layer, 0.0))
+        return Chosen(choice.chosen.layer, choice.multiplier, strengths) if choice.chosen.layer in layers else None
 
 
 def _place(kind: VectorKind) -> int:
