@@ -2,13 +2,12 @@
 
 import ipaddress
 import secrets
-from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
+from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-
-Next = Callable[[Request], Awaitable[Response]]
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -36,21 +35,29 @@ def new_token(host: str) -> str | None:
     return None if is_loopback(host) else secrets.token_urlsafe(24)
 
 
-def page_guard(token: str | None) -> Callable[[Request, Next], Awaitable[Response]]:
-    """Middleware for the page.
+class Guard:
+    """Middleware: whom to let in, and the headers of every response.
 
-    Without a token the page is for loopback alone, and a request whose Host is another name comes from a page of
+    Without a token the server is for loopback alone, and a request whose Host is another name comes from a page of
     another site that has had its name point here.
     """
 
-    async def guard(request: Request, call_next: Next) -> Response:
-        if reason := _refusal(request, token):
-            return JSONResponse({"error": reason}, status_code=403, headers=HEADERS)
-        response = await call_next(request)
-        response.headers.update(HEADERS)
-        return response
+    def __init__(self, app: ASGIApp, token: str | None) -> None:
+        self.app, self.token = app, token
 
-    return guard
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        if reason := _refusal(Request(scope), self.token):
+            await JSONResponse({"error": reason}, status_code=403, headers=HEADERS)(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
 
 
 def _refusal(request: Request, token: str | None) -> str | None:

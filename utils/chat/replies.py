@@ -194,6 +194,11 @@ class Answer:
         self._shown = text
         return added
 
+    def rest(self) -> str:
+        """What was held back as a part of a character, and stays one."""
+        text = self._text()
+        return text[len(self._shown) :] if text.startswith(self._shown) else ""
+
     def end(self, column: int, reason: EndReason, end_token: int | None = None) -> End:
         ids = self.token_ids if end_token is None else [*self.token_ids, end_token]
         return End(column, reason, self._text().strip(), tuple(ids))

@@ -14,7 +14,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response, StreamingRes
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from utils.chat.commands import Knobs, reproduce
-from utils.chat.guarding import new_token, page_guard
+from utils.chat.guarding import Guard, new_token
 from utils.chat.measures import measure
 from utils.chat.replies import End, Probe, ReplySettings, Token, reply
 from utils.chat.shelf import Ask, Shelf, ShelfEntry
@@ -83,7 +83,7 @@ def build_app(model: "LlamaWrapper", shelf: Shelf, knobs: Knobs, token: str | No
         token: What a client must know; None for whoever is on this machine.
     """
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    app.middleware("http")(page_guard(token))
+    app.add_middleware(Guard, token=token)
     worker = Worker()
     setup = describe_setup(model, shelf, knobs)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -182,6 +182,39 @@ class DecodingState:
         self.steering.keep_rows(index)
         self.active = [self.active[place] for place in places]
 
+    @property
+    def can_join(self) -> bool:
+        """Whether other rows can come in: not where a layer keeps a window of its own, which rows enter as one."""
+        return all(not getattr(layer, "is_sliding", False) for layer in self.cache.layers)
+
+    def join(self, other: "DecodingState") -> None:
+        """Take in the rows of another state, behind these; both have run their prompts."""
+        self._trim()
+        other._trim()
+        width = max(self.mask.shape[1], other.mask.shape[1])
+        for mine, theirs in zip(self._cached, other._cached, strict=True):
+            mine.keys = torch.cat([_left_filled(mine.keys, width), _left_filled(theirs.keys, width)])
+            mine.values = torch.cat([_left_filled(mine.values, width), _left_filled(theirs.values, width)])
+        masks = (self.mask, other.mask)
+        self.mask = torch.cat([nn.functional.pad(mask, (width - mask.shape[1], 0)) for mask in masks])
+        self.rows = [state.rows[row] for state in (self, other) for row in state.active]
+        self.samplers = [state.samplers[row] for state in (self, other) for row in state.active]
+        self.steering = RowSteering([row.steering for row in self.rows], self.layers)
+        self.active = list(range(len(self.rows)))
+
+    @property
+    def _cached(self) -> list[Any]:
+        """Keys and values of every layer, each [batch, n_heads, seq_len, head_dim]."""
+        return list(self.cache.layers)
+
+    def _trim(self) -> None:
+        """Leave out the columns in which no row has a token any more."""
+        n_empty = int(self.mask.any(dim=0).int().argmax())
+        if n_empty:
+            self.mask = self.mask[:, n_empty:]
+            for layer in self._cached:
+                layer.keys, layer.values = layer.keys[..., n_empty:, :], layer.values[..., n_empty:, :]
+
     def _run_shared_prefixes(self, prompts: Sequence[PromptTokens]) -> None:
         prefixes = [prompt.ids[: prompt.steer_start] for prompt in prompts]
         unique = list(dict.fromkeys(prefixes))
@@ -214,6 +247,11 @@ class DecodingState:
             )
         self.read = {layer: captured[place] for place, layer in enumerate(self.read_layers)}
         return output.logits[:, -1]
+
+
+def _left_filled(states: Tensor, width: int) -> Tensor:
+    """Keys or values [batch, n_heads, seq_len, head_dim], with zeros before them up to `width` tokens."""
+    return nn.functional.pad(states, (0, 0, width - states.shape[-2], 0))
 
 
 def left_padded(sequences: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
