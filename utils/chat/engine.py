@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ROOM = 64
+"""Tokens for which the cache has room behind a change of rows, before it is copied into a larger one."""
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -127,9 +130,9 @@ class Engine:
             return
         chosen = self._state.choose(self._logits)
         stays = [place for place, token in enumerate(chosen) if not self._give(self._running[place], token)]
-        self._keep(stays)
+        order = self._keep(stays)
         if self._state is not None:
-            self._logits = self._state.step([chosen[place] for place in stays])
+            self._logits = self._state.step([chosen[place] for place in order])
 
     def _admit(self) -> None:
         """Run the prompts of waiting requests, and let their rows join."""
@@ -138,7 +141,7 @@ class Engine:
             return
         coming, self._waiting = self._waiting[:free], self._waiting[free:]
         before, self._running = len(self._running), [*self._running, *coming]
-        decoding = Decoding(1, self.model.end_ids, self.model.runtime.pad_id)
+        decoding = Decoding(ROOM, self.model.end_ids, self.model.runtime.pad_id)
         state = DecodingState(self.model.model, self.model.layers, [request.row for request in coming], decoding)
         logits = state.prefill()
         if before and self._state is not None and self._logits is not None:
@@ -168,13 +171,14 @@ class Engine:
                 request.tell(Finished("error", "next-token scores are not finite; use a smaller multiplier"))
         self._keep([place for place, is_finite in enumerate(finite) if is_finite])
 
-    def _keep(self, places: list[int]) -> None:
-        """Go on with some of the running rows."""
+    def _keep(self, places: list[int]) -> list[int]:
+        """Go on with some of the running rows; returns the order in which they do."""
         if len(places) == len(self._running):
-            return
-        self._running = [self._running[place] for place in places]
-        if not places:
-            self._state = self._logits = None
-        elif self._state is not None and self._logits is not None:
-            self._state.keep(places)
+            return places
+        if places and self._state is not None and self._logits is not None:
+            places = self._state.keep(places)
             self._logits = self._logits[torch.tensor(places, device=self._logits.device)]
+        else:
+            self._state = self._logits = None
+        self._running = [self._running[place] for place in places]
+        return places

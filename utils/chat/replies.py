@@ -157,7 +157,7 @@ def _answer_rows(
         if not stays:
             return
         if len(stays) < len(chosen):
-            state.keep(stays)
+            stays = state.keep(stays)
         with torch.no_grad():
             logits = state.step([chosen[place] for place in stays])
         projections = [None] * len(stays) if unit is None else project(state.read[probe.layer], unit)  # type: ignore[union-attr]

@@ -64,9 +64,8 @@ def generate_rows(
         if len(ended) == len(state.active):
             return
         if ended:
-            stays = [place for place in range(len(chosen)) if place not in set(ended)]
-            state.keep(stays)
-            chosen = [chosen[place] for place in stays]
+            order = state.keep([place for place in range(len(chosen)) if place not in set(ended)])
+            chosen = [chosen[place] for place in order]
         logits = state.step(chosen)
 
 
@@ -106,14 +105,14 @@ def _choose_tokens(logits: Tensor, samplers: Sequence[Sampler], temperatures: Se
     Raises:
         UserError: If they are no numbers: a steered residual stream has left the range of the dtype.
     """
-    if not bool(logits.amax(dim=-1).isfinite().all()):
+    likeliest = logits.argmax(dim=-1, keepdim=True)  # that which is not a number counts as the largest
+    if not bool(logits.gather(-1, likeliest).isfinite().all()):
         raise UserError(
             f"next-token scores are not finite in {logits.dtype}; use smaller --multipliers or --dtype float32"
         )
-    likeliest: list[int] = logits.argmax(dim=-1).tolist()
     return [
         token if temperature == 0.0 else sampler.sample(row, temperature)
-        for token, row, sampler, temperature in zip(likeliest, logits, samplers, temperatures, strict=True)
+        for [token], row, sampler, temperature in zip(likeliest.tolist(), logits, samplers, temperatures, strict=True)
     ]
 
 
@@ -136,7 +135,7 @@ class DecodingState:
             decoding: How.
             read_layers: Blocks whose output at every row's last token is kept in `read`.
         """
-        from transformers import DynamicCache
+        from utils.model.kv_cache import roomy_cache
 
         self.model, self.layers, self.decoding = model, layers, decoding
         self.rows = list(rows)
@@ -144,7 +143,7 @@ class DecodingState:
         self.samplers = [Sampler(row.seed) for row in rows]
         self.active = list(range(len(rows)))
         """Indices into `rows` of those that still run, in the order of the batch."""
-        self.cache = DynamicCache(config=model.config)
+        self.cache = roomy_cache(model.config, decoding.max_new_tokens)
         self.read_layers = sorted(set(read_layers))
         self.read: dict[int, Tensor] = {}
         """By layer: the residual stream at the last token of each running row, as steered, [batch, d_model]."""
@@ -174,13 +173,17 @@ class DecodingState:
         """Append one token to each row; returns the logits behind it, [batch, vocab_size]."""
         return self._forward(torch.tensor(tokens, device=self.model.device)[:, None])
 
-    def keep(self, places: Sequence[int]) -> None:
-        """Drop the rows that have ended."""
-        index = torch.tensor(places)  # on the CPU: the layers of one model may be on several devices
-        self.cache.batch_select_indices(index)
+    def keep(self, places: Sequence[int]) -> list[int]:
+        """Drop all rows but those at these places, ascending; returns the order in which they go on."""
+        from utils.model.kv_cache import filled_order, keep_cache_rows
+
+        order = filled_order(places)
+        keep_cache_rows(self.cache, order)
+        index = torch.tensor(order)
         self.mask = self.mask[index.to(self.mask.device)]
         self.steering.keep_rows(index)
-        self.active = [self.active[place] for place in places]
+        self.active = [self.active[place] for place in order]
+        return order
 
     @property
     def can_join(self) -> bool:
