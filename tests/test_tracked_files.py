@@ -6,7 +6,7 @@ import pytest
 
 from utils.paths import REPOSITORY
 
-OUTPUTS = ("activations", "analysis", "finetuned_models", "finetune_logs", "results")
+OUTPUTS = ("activations", "analysis", "exports", "finetuned_models", "finetune_logs", "results")
 
 
 def git(*words: str) -> subprocess.CompletedProcess[str]:

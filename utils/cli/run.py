@@ -173,6 +173,7 @@ _NOISY_LIBRARIES = (
     "filelock",
     "asyncio",
     "fsspec",
+    "gguf",
 )
 
 
