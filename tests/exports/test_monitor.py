@@ -3,7 +3,7 @@
 import io
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -344,3 +344,17 @@ def test_failures_keep_their_place_among_the_texts(model: LlamaWrapper) -> None:
     good = MonitoredText((Turn("text", "the answer"),))
     found = list(measure_texts(model, [good, UserError("broken"), good], [make_probe(1, random_vector(1))]))
     assert [type(one) for one in found] == [Measured, Failed, Measured] and [one.index for one in found] == [0, 1, 2]
+
+
+def test_no_more_than_a_window_of_texts_is_in_memory(model: LlamaWrapper, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("utils.exports.measuring.WINDOW", 4)
+    taken: list[int] = []
+
+    def texts() -> Iterator[MonitoredText]:
+        for place in range(20):
+            taken.append(place)
+            yield MonitoredText((Turn("text", "the answer"),))
+
+    for place, _ in enumerate(measure_texts(model, texts(), [make_probe(1, random_vector(1))])):
+        assert len(taken) <= 4 * (place // 4 + 1)
+    assert len(taken) == 20

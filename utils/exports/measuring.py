@@ -55,6 +55,7 @@ class Failed:
 
     index: int
     reason: str
+    """Beginning with its number."""
 
 
 def make_probe(layer: int, vector: Tensor) -> Probe:
@@ -103,7 +104,7 @@ def _measure_window(
         try:
             encoded[index] = text, _encode(model, text)
         except UserError as err:
-            failed[index] = Failed(index, str(err))
+            failed[index] = Failed(index, f"item {index}: {err}")
     order = list(encoded)
     sequences = [encoded[index][1].ids for index in order]
     found = {order[place]: one for place, one in project_sequences(model.runtime, sequences, probes, batch_size)}
@@ -127,7 +128,8 @@ def _measured(
     places = [place for turn in encoded.measured for place in range(turn.start, turn.end)]
     values: NDArray[Any] = projections.values[:, places].numpy()
     if not np.isfinite(values).all():
-        return Failed(index, "its activations are not finite in the model's dtype; use --dtype float32 or bfloat16")
+        reason = "its activations are not finite in the model's dtype; use --dtype float32 or bfloat16"
+        return Failed(index, f"item {index}: {reason}")
     return Measured(index, text, encoded, projections, values, values.mean(axis=1, dtype=np.float64))
 
 

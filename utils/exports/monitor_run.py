@@ -54,7 +54,7 @@ class Monitor:
         texts = []
         for text in read_texts(path):
             if isinstance(text, UserError):
-                raise text
+                raise UserError(f"{path}, {text}") from text
             if text.turns[-1].role == "assistant":
                 texts.append(text)
         if len(texts) < 2:
@@ -79,7 +79,7 @@ class Monitor:
         measured = []
         for one in measure_texts(self.model, texts, self.probes, self.request.batch_size):
             if isinstance(one, Failed):
-                raise UserError(f"{self.request.neutral_texts}, item {one.index}: {one.reason}")
+                raise UserError(f"{self.request.neutral_texts}, {one.reason}")
             measured.append(one)
         return reference_of(measured)
 
@@ -112,7 +112,7 @@ def _monitor_file(monitor: Monitor, file: Path) -> int:
             if isinstance(one, Failed):
                 summary.n_failed += 1
                 lines.write(failed_line(one))
-                log.warning("%s, text %d: %s", file, one.index, one.reason)
+                log.warning("%s, %s", file, one.reason)
             else:
                 reference = monitor.reference(one.text)
                 summary.add(one, reference)
@@ -151,13 +151,12 @@ def summary_lines(monitor: Monitor, summary: Summary, file: Path) -> list[str]:
     slopes = summary.slopes.half_width() if summary.slopes.n else None
     for probe, source in enumerate(monitor.sources):
         n, mean, half = summary.texts.n, float(summary.texts.mean[probe]), float(halves[probe])
-        neutral = [name for name in ("answers", "bare") if name in monitor.__dict__]  # those that were compared with
-        references = [getattr(monitor, name).texts[probe] for name in neutral]
-        against = ", ".join(f"{one.mean:.3g}" for one in references)
+        forms = [name for name in ("answers", "bare") if name in monitor.__dict__]  # those that were compared with
+        neutral = " and ".join(f"{getattr(monitor, name).texts[probe].mean:.3g} ({name})" for name in forms)
         interval = f" [{mean - half:.3g}, {mean + half:.3g}]" if n > 1 else ""
         line = (
             f"{file.name}: {source.behavior}, layer {source.layer}: mean projection {mean:.3g}{interval} over {n} "
-            f"texts; neutral texts {against}; {float(summary.above[probe]) / n:.0%} above their {BAND[1]:.0%} quantile"
+            f"texts; neutral texts {neutral}; {float(summary.above[probe]) / n:.0%} above their {BAND[1]:.0%} quantile"
         )
         if slopes is not None:
             drift, wide = float(summary.slopes.mean[probe]), float(slopes[probe])

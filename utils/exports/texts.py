@@ -51,7 +51,7 @@ class MonitoredText:
 
 
 def read_texts(path: Path) -> Iterator[MonitoredText | UserError]:
-    """The records of a file, in order; for one that is broken what is wrong with it.
+    """The records of a file, in order; for one that is broken what is wrong with it, by its number.
 
     Args:
         path: JSON (a list) or JSON Lines; `-` for standard input.
@@ -61,7 +61,7 @@ def read_texts(path: Path) -> Iterator[MonitoredText | UserError]:
     """
     for index, value in enumerate(_values(path)):
         try:
-            yield _text_of(value, f"{path}, item {index}")
+            yield _text_of(value, f"item {index}")
         except UserError as err:
             yield err
 
