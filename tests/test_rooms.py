@@ -24,6 +24,7 @@ ROOMS = (
     "inside",
     "report",
     "finetuning",
+    "saes",
     "cli",
 )  # a room imports from those before it
 UTILS = REPOSITORY / "utils"
