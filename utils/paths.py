@@ -222,6 +222,22 @@ class DataPaths:
         """The run's folder while it runs, and the figure and log (with suffixes) that stay."""
         return self.root / "finetune_logs" / name
 
+    @property
+    def saes_dir(self) -> Path:
+        """Trained and fetched SAEs, a folder each; beside them, with a leading `_`, what they are made from."""
+        return self.root / "saes_trained"
+
+    def sae(self, name: str) -> Path:
+        return self.saes_dir / name
+
+    def sae_text(self, name: str) -> Path:
+        """Text for SAEs as JSON Lines, fetched once."""
+        return self.saes_dir / "_text" / f"{name}.jsonl"
+
+    def sae_activations(self, key: str) -> Path:
+        """The folder of a run's activations, shared by the SAEs that are trained on them."""
+        return self.saes_dir / "_activations" / key
+
     def analysis(self, *parts: str) -> Path:
         return self.analysis_dir.joinpath(*parts)
 
