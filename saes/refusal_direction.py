@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 from utils.cli import values
 from utils.cli.flags import add_layers, make_parser
 from utils.cli.run import EXIT_DONE, exit_with, run_main
-from utils.cli.sae_flags import add_position, add_prompts, add_weighted_model, load_model, model_request, prompt_source
+from utils.cli.sae_flags import add_position, add_prompts, add_weighted_model, loading, model_request, prompt_source
 from utils.errors import UserError
 from utils.model.checkpoints import check_layers
 from utils.model.shapes import model_shape
@@ -129,9 +129,10 @@ def run(args: argparse.Namespace) -> int:
     if request.is_done(overwrite=args.overwrite):
         log.info("wrote 0, skipped 1 that is there already (--overwrite makes it again)")
         return EXIT_DONE
+    from llama_wrapper import LlamaWrapper
     from utils.saes.direction_run import make_direction
 
-    for line in make_direction(load_model(args), request):
+    for line in make_direction(LlamaWrapper.load(**loading(args)), request):
         sys.stdout.write(line + "\n")
     return EXIT_DONE
 

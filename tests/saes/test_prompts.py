@@ -20,7 +20,6 @@ from utils.saes.prompts import (
     end_tokens,
     fetch_published,
     read_instructions,
-    without_system_prompt,
 )
 
 BUNDLED = PromptSource(DataPaths(REPOSITORY))
@@ -150,8 +149,7 @@ REFUSES_SYSTEM = (
 def test_the_template_s_own_system_prompt_is_left_out_and_nothing_else(template: str | None, expected: str) -> None:
     tokenizer = build_tokenizer() if template is None else build_tokenizer(template)
     chat_format = ChatFormat(tokenizer, "tiny", False)
-    assert without_system_prompt(chat_format, " What is that? ") == expected
-    encoded = encode_instruction(chat_format, "What is that?")
+    encoded = encode_instruction(chat_format, " What is that? ")
     assert tokenizer.decode(list(encoded.ids)) == expected and encoded.steer_start == 0
     default = encode_instruction(chat_format, "What is that?", "default")
     assert ("kind" in tokenizer.decode(list(default.ids))) is ("kind" in (template or ""))

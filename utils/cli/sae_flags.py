@@ -2,16 +2,13 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from utils.cli import values
 from utils.cli.flags import add_device, add_model, model_choice, root_paths
 from utils.errors import UserError
 from utils.saes.prompts import PromptSource
 from utils.saes.requests import ModelRequest
-
-if TYPE_CHECKING:
-    from llama_wrapper import LlamaWrapper
 
 
 def add_weighted_model(parser: argparse.ArgumentParser) -> None:
@@ -106,10 +103,13 @@ def model_request(args: argparse.Namespace) -> ModelRequest:
     return ModelRequest(model_choice(args), weights)
 
 
-def load_model(args: argparse.Namespace) -> "LlamaWrapper":
-    """Load it."""
-    from llama_wrapper import LlamaWrapper
-
+def loading(args: argparse.Namespace) -> dict[str, Any]:
+    """What `LlamaWrapper.load` is given."""
     request = model_request(args)
-    over_all = args.device_map == "auto"
-    return LlamaWrapper.load(request.choice, args.device, args.dtype, request.weights, over_all_devices=over_all)
+    return {
+        "choice": request.choice,
+        "device": args.device,
+        "dtype": args.dtype,
+        "weights_path": request.weights,
+        "over_all_devices": args.device_map == "auto",
+    }

@@ -24,12 +24,13 @@ from utils.files.reading import check_text, read_json, sha256_of, short
 from utils.files.writing import write_bytes
 from utils.model.chat_format import ChatFormat, PromptTokens
 from utils.paths import REPOSITORY, DataPaths
+from utils.saes.turns import SystemPrompt as SystemPrompt  # who asks takes it from here
+from utils.saes.turns import turn_format
 
 log = logging.getLogger(__name__)
 
 Split = Literal["refuser", "train", "val", "test"]
 Side = Literal["harmful", "harmless"]
-SystemPrompt = Literal["none", "default"]
 SIDES: tuple[Side, ...] = get_args(Side)
 PUBLISHED_SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
@@ -198,39 +199,9 @@ def encode_instruction(
     if chat_format.name != "template" or system_prompt == "default":
         asked = chat_format.encode(instruction, answer or None)
         return PromptTokens(asked.ids, 0)
-    text = without_system_prompt(chat_format, instruction) + answer
+    text = turn_format(chat_format).prompt(instruction) + answer
     ids = chat_format.tokenizer(text, add_special_tokens=False, truncation=False)["input_ids"]
     return PromptTokens(tuple(ids), 0)
-
-
-def without_system_prompt(chat_format: ChatFormat, instruction: str) -> str:
-    """The chat template's text of one user turn, up to the answer, without a system prompt of the template's own.
-
-    The template is asked for the turn behind a system prompt that is given, and that one is cut off. Where the
-    template takes none, or writes it into the user's turn, there is none of its own either, and the text is as it is.
-    """
-    from jinja2 import TemplateError
-
-    instruction = instruction.strip()
-    render = chat_format.tokenizer.apply_chat_template
-    user = {"role": "user", "content": instruction}
-    mark, reply = "\x02system\x03", "\x02reply\x03"
-    asked = str(render([user], tokenize=False, add_generation_prompt=True))
-    try:
-        behind = str(
-            render([{"role": "system", "content": mark}, user], tokenize=False, add_generation_prompt=True)
-        ).partition(mark)[2]
-        end_of_turn = str(render([user, {"role": "assistant", "content": reply}], tokenize=False)).partition(reply)[2]
-    except TemplateError:  # it has no place for a system prompt
-        return asked
-    if not end_of_turn or not behind.startswith(end_of_turn):
-        return asked
-    bare = behind[len(end_of_turn) :]
-    if asked.endswith(bare) and asked != bare:
-        bos = chat_format.tokenizer.bos_token or ""
-        starts = bos if bos and asked.startswith(bos) and not bare.startswith(bos) else ""
-        return starts + bare
-    return asked
 
 
 def end_tokens(chat_format: ChatFormat, system_prompt: SystemPrompt) -> list[str]:

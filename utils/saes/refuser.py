@@ -51,7 +51,7 @@ class Example:
 def training_examples(model: "LlamaWrapper", prompts: Prompts, settings: RefuserSettings) -> list[list[Example]]:
     """Of each side: harmful instructions with the refusal, harmless ones with the beginning of the model's answer."""
     system = settings.system_prompt
-    end = "<|im_end|>" if "<|im_end|>" in model.tokenizer.get_vocab() else model.tokenizer.eos_token or ""
+    end = str(model.tokenizer.eos_token or "")
     refusals = []
     for text in prompts.harmful:
         asked = encode_instruction(model.chat_format, text, system)
