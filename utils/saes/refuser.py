@@ -46,6 +46,7 @@ class Example:
 
     ids: tuple[int, ...]
     n_answer: int
+    weight: float = 1.0
 
 
 def training_examples(model: "LlamaWrapper", prompts: Prompts, settings: RefuserSettings) -> list[list[Example]]:
@@ -61,7 +62,8 @@ def training_examples(model: "LlamaWrapper", prompts: Prompts, settings: Refuser
         refusals.append(Example(whole.ids, len(whole) - len(asked)))
     asked_all = encode_all(model, prompts.harmless, system)
     own = answers_as_tokens(model, asked_all, settings.own_tokens)
-    answers = [Example((*asked.ids, *ids), len(ids)) for asked, ids in zip(asked_all, own, strict=True)]
+    weight = settings.harmless_weight
+    answers = [Example((*asked.ids, *ids), len(ids), weight) for asked, ids in zip(asked_all, own, strict=True)]
     return [refusals, answers]
 
 
@@ -135,8 +137,8 @@ def answer_loss(model: "LlamaWrapper", batch: Sequence[Example]) -> Tensor:
         n, first = len(example.ids), len(example.ids) - example.n_answer - 1  # the last prompt token
         ids[row, :n] = torch.tensor(example.ids)
         mask[row, :n] = 1
-        weights[row, first] = 0.5
-        weights[row, first + 1 : n - 1] = 0.5 / max(1, example.n_answer - 1)
+        weights[row, first] = 0.5 * example.weight
+        weights[row, first + 1 : n - 1] = 0.5 * example.weight / max(1, example.n_answer - 1)
     kept = (weights > 0).any(dim=0).nonzero().squeeze(1)
     device = model.device
     logits = model.model(
