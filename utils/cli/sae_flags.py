@@ -1,0 +1,115 @@
+"""Flags that the scripts in saes/ share, and what is made of their values."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from utils.cli import values
+from utils.cli.flags import add_device, add_model, model_choice, root_paths
+from utils.errors import UserError
+from utils.saes.prompts import PromptSource
+from utils.saes.requests import ModelRequest
+
+
+def add_weighted_model(parser: argparse.ArgumentParser) -> None:
+    """Flags that name a model, fine-tuned weights over it, and where it runs."""
+    add_model(parser)
+    parser.add_argument(
+        "--override_model_weights_path",
+        type=Path,
+        metavar="FILE",
+        help="fine-tuned weights over the checkpoint's, such as finetuned_models/refuser.pt (default: none)",
+    )
+    add_device(parser)
+
+
+def add_prompts(parser: argparse.ArgumentParser, n_prompts: int = 64) -> None:
+    """Flags that name harmful and harmless instructions, and how the model is asked them."""
+    parser.add_argument(
+        "--source",
+        choices=["bundled", "published"],
+        default="bundled",
+        help="the bundled instructions, or those of Arditi et al. 2024, which are fetched once (default: bundled)",
+    )
+    parser.add_argument(
+        "--harmful",
+        type=Path,
+        metavar="FILE",
+        help="instructions of your own, a JSON list, split by --seed: half to make directions, a quarter to choose, a "
+        "quarter to test (default: --source)",
+    )
+    parser.add_argument("--harmless", type=Path, metavar="FILE", help="the same for harmless ones")
+    parser.add_argument(
+        "--n_prompts",
+        type=values.positive_int,
+        default=n_prompts,
+        metavar="N",
+        help=f"instructions of each side that directions are made of (default: {n_prompts})",
+    )
+    parser.add_argument(
+        "--system_prompt",
+        choices=["none", "default"],
+        default="none",
+        help="none: without one, as published; default: with the one that the chat template adds (default: none)",
+    )
+
+
+def add_position(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--position",
+        type=int,
+        default=-1,
+        metavar="N",
+        help="token at which prompts are read, from the prompt's end (default: -1, the last)",
+    )
+
+
+def add_saes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--saes",
+        nargs="+",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folders of SAEs: this suite's (saes_trained/...) or sae-lens'",
+    )
+
+
+def prompt_source(args: argparse.Namespace) -> PromptSource:
+    """
+    Raises:
+        UserError: If one of --harmful and --harmless stands alone, or beside --source published.
+    """
+    paths = root_paths(args)
+    if args.harmful is None and args.harmless is None:
+        return PromptSource(paths, args.source, seed=args.seed)
+    if args.harmful is None or args.harmless is None:
+        missing = "--harmful" if args.harmful is None else "--harmless"
+        raise UserError(f"{missing} FILE is missing: name a file of each side, or neither")
+    if args.source != "bundled":
+        raise UserError("--source published and --harmful FILE are two sources; name one")
+    return PromptSource(paths, "files", args.harmful, args.harmless, args.seed)
+
+
+def model_request(args: argparse.Namespace) -> ModelRequest:
+    """The model that the flags name.
+
+    Raises:
+        UserError: If its weights file is missing.
+    """
+    weights: Path | None = args.override_model_weights_path
+    if weights is not None and not weights.is_file():
+        raise UserError(f"--override_model_weights_path {weights}: there is no such file; run: ./saes/make_refuser.py")
+    return ModelRequest(model_choice(args), weights)
+
+
+def loading(args: argparse.Namespace) -> dict[str, Any]:
+    """What `LlamaWrapper.load` is given."""
+    request = model_request(args)
+    return {
+        "choice": request.choice,
+        "device": args.device,
+        "dtype": args.dtype,
+        "weights_path": request.weights,
+        "over_all_devices": args.device_map == "auto",
+    }
