@@ -2,8 +2,8 @@
 """How well SAEs reconstruct the refusal direction: cosine and relative error of the reconstructed one.
 
 r is the mean of harmful minus the mean of harmless prompts at each SAE's layer, r_hat the same of the reconstructions.
-Beside the published numbers stand ones that are corrected for the noise of few prompts, with intervals; random directions
-and random dictionaries are the controls; SAEs of one layer are compared on the same prompts.
+Beside the published numbers stand ones that are corrected for the noise of few prompts, with intervals; random
+directions and random dictionaries are the controls; SAEs of one layer are compared on the same prompts.
 
 Reads:   SAE folders; datasets/refusal/..., or --harmful FILE --harmless FILE
 Writes:  analysis/sae/refusal_dir_recons_fidelity_evals_<model>.{json,png,pdf,txt}

@@ -1,4 +1,4 @@
-"""What the scripts on SAEs and the refusal direction share: the request, the SAEs, and what prompts read at their layers."""
+"""What the scripts on SAEs and the refusal direction share: the request, the SAEs, and prompts at their layers."""
 
 import logging
 from collections.abc import Sequence

@@ -58,8 +58,14 @@ class Measured:
             "relative_mse": one.relative_mse,
             "corrected_cosine": interval(one.corrected_cosine),
             "corrected_relative_mse": interval(one.corrected_mse),
-            "random_directions": {"cosine": as_range(self.random_directions[0]), "relative_mse": as_range(self.random_directions[1])},
-            "random_dictionaries": {"cosine": as_range(self.random_dictionaries[0]), "relative_mse": as_range(self.random_dictionaries[1])},
+            "random_directions": {
+                "cosine": as_range(self.random_directions[0]),
+                "relative_mse": as_range(self.random_directions[1]),
+            },
+            "random_dictionaries": {
+                "cosine": as_range(self.random_dictionaries[0]),
+                "relative_mse": as_range(self.random_dictionaries[1]),
+            },
         }
 
 
@@ -154,7 +160,7 @@ def _draw(measured: Sequence[Measured], request: EvalRequest) -> "Figure":
     n = len(measured[0].read.sides.harmful)
     set_title(
         figure,
-        f"{request.model.name}: what SAEs keep of the refusal direction (position {request.position}, {n} + {n} prompts)",
+        f"{request.model.name}: the refusal direction in SAEs ({n} + {n} prompts, position {request.position})",
         "bar: published formula; diamond: corrected for the noise of few prompts, 95% jackknife; blue square: random "
         f"directions of r's norm; light triangle: r through random dictionaries (95% of {request.n_random} draws); "
         "dotted: a dictionary of zeros",
@@ -171,7 +177,14 @@ def draw_range(ax: Any, row: float, found: Range, colour: str, marker: str) -> N
 def fidelity_table(measured: Sequence[Measured]) -> Table:
     columns = ["sae", "trained_on_model", "trained_on_data", "layer"]
     for name in ("cosine", "relative_mse"):
-        columns += [name, f"corrected_{name}", "low", "high", f"random_directions_{name}", f"random_dictionaries_{name}"]
+        columns += [
+            name,
+            f"corrected_{name}",
+            "low",
+            "high",
+            f"random_directions_{name}",
+            f"random_dictionaries_{name}",
+        ]
     rows = []
     for one in measured:
         sae, found = one.read.sae, one.fidelity
@@ -191,7 +204,7 @@ def fidelity_table(measured: Sequence[Measured]) -> Table:
         tuple(columns),
         rows,
         (
-            "cosine, relative_mse: published formulas; corrected: without the noise of means over few prompts, with the "
-            "95% jackknife interval; random_...: means over draws",
+            "cosine, relative_mse: published formulas; corrected: without the noise of means over few prompts, with "
+            "the 95% jackknife interval; random_...: means over draws",
         ),
     )
