@@ -75,7 +75,7 @@ def _own_facts(request: TrainRequest, model: "LlamaWrapper") -> dict[str, Any]:
     """What stands in the SAE's folder about where it comes from."""
     weights = request.model.weights
     named = {} if weights is None else {"weights": weights.stem}
-    source = {"format": request.plan.source.format, "system_prompt": request.plan.source.system_prompt}
+    source = {key: getattr(request.plan.source, key) for key in ("data", "format", "system_prompt")}
     return {
         **named,
         "weights_fingerprint": model.fingerprint,

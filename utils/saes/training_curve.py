@@ -63,7 +63,7 @@ def plot_training(history: History, request: TrainRequest) -> None:
             ax.set_title(_LABELS[name])
             ax.set_xlabel("step")
             if name in ("l0", "loss"):
-                ax.set_ylim(bottom=0)
+                ax.set_ylim(0, 1.05 * max(getattr(stats, name) for _, stats in points) or 1)
         axes[NAMES.index("explained_variance")].set_ylim(top=1)
         axes[NAMES.index("dead")].set_ylim(-0.02, 1)
         settings = request.settings
