@@ -14,7 +14,8 @@ from torch import Tensor
 from utils.errors import UserError
 from utils.saes import formats
 from utils.saes.dictionary import SAE
-from utils.saes.published import PUBLISHED, repaired
+from utils.saes.published import repaired
+from utils.saes.published_sources import PUBLISHED
 
 D_MODEL, D_SAE = 6, 10
 

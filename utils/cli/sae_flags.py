@@ -10,6 +10,7 @@ from utils.errors import UserError
 from utils.saes.direction_evals import EvalRequest
 from utils.saes.prompts import PromptSource
 from utils.saes.requests import ModelRequest
+from utils.saes.text import TextSource, check_source
 
 
 def add_weighted_model(parser: argparse.ArgumentParser) -> None:
@@ -47,12 +48,45 @@ def add_prompts(parser: argparse.ArgumentParser, n_prompts: int = 64) -> None:
         metavar="N",
         help=f"instructions of each side that directions are made of (default: {n_prompts})",
     )
+    add_system_prompt(parser)
+
+
+def add_system_prompt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--system_prompt",
         choices=["none", "default"],
         default="none",
         help="none: without one, as published; default: with the one that the chat template adds (default: none)",
     )
+
+
+def add_text(parser: argparse.ArgumentParser, *, required: bool = False, several: bool = False) -> None:
+    """Flags that name the text that SAEs are trained or measured on."""
+    parser.add_argument(
+        "--data",
+        required=required,
+        nargs="+" if several else None,
+        metavar="NAME_OR_FILE",
+        help="chat, web, lmsys, pile, or a file of JSON Lines" + (" (default: each SAE's own)" if several else ""),
+    )
+    parser.add_argument(
+        "--format",
+        choices=["chat", "plain"],
+        default="chat",
+        help="chat: text in the model's chat format, as published; plain: as it is, and the SAE is named so "
+        "(default: chat)",
+    )
+
+
+def text_source(args: argparse.Namespace, data: str | None = None) -> TextSource:
+    """The text that the flags name.
+
+    Raises:
+        UserError: If it is neither a known name nor a file.
+    """
+    source = TextSource(data or args.data, args.format, args.system_prompt)
+    check_source(source)
+    return source
 
 
 def add_position(parser: argparse.ArgumentParser) -> None:

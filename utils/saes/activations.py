@@ -10,71 +10,26 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from utils.cli.progress import progress
 from utils.errors import UserError
 from utils.files.writing import atomic_file, write_json
 from utils.model import processes
 from utils.model.steering import capture_outputs
 from utils.paths import DataPaths
-from utils.saes.text import Split, TextSource, token_sequences, too_short
+from utils.saes.plan import ActivationPlan
+from utils.saes.text import token_sequences, too_short
 
 if TYPE_CHECKING:
     from llama_wrapper import LlamaWrapper
 
 log = logging.getLogger(__name__)
-
-StoredDtype = Literal["float16", "bfloat16", "float32"]
-
-
-@dataclass(frozen=True)
-class ActivationPlan:
-    """Which activations: of what text, where, how many."""
-
-    source: TextSource
-    layer: int
-    """The block whose output is read."""
-    n_tokens: int
-    """At least so many; the last sequence is used whole."""
-    context: int = 256
-    """Tokens a sequence; one less of activations."""
-    buffer: int = 65_536
-    """Tokens a portion."""
-    dtype: StoredDtype = "float16"
-    split: Split = "train"
-
-    def __post_init__(self) -> None:
-        if self.context < 2:
-            raise UserError(f"--context {self.context}: the first token of a sequence is left out; give 2 or more")
-        if self.buffer < self.context - 1:
-            raise UserError(f"--buffer {self.buffer} holds no sequence of --context {self.context}; give a larger one")
-
-    @property
-    def n_sequences(self) -> int:
-        return -(-self.n_tokens // (self.context - 1))
-
-    @property
-    def sequences_per_portion(self) -> int:
-        return self.buffer // (self.context - 1)
-
-    @property
-    def n_portions(self) -> int:
-        return -(-self.n_sequences // self.sequences_per_portion)
-
-    def n_rows(self, portion: int) -> int:
-        """Tokens of a portion; the last may be shorter."""
-        start = portion * self.sequences_per_portion
-        return (min(self.n_sequences, start + self.sequences_per_portion) - start) * (self.context - 1)
-
-    @property
-    def total_rows(self) -> int:
-        return self.n_sequences * (self.context - 1)
 
 
 class ActivationStore:
@@ -96,7 +51,11 @@ class ActivationStore:
             paths: Where text is, and the cache.
             keep: Whether portions are kept on the disk, and read from there.
             batch_size: Sequences in one pass; None for as many as fit.
+
+        Raises:
+            UserError: If the sequences are longer than the model takes.
         """
+        model.runtime.check_lengths([plan.context])
         self.model, self.plan, self._paths = model, plan, paths
         self._batch_size = batch_size
         self._sequences: Iterator[list[int]] = iter(())
@@ -157,7 +116,7 @@ class ActivationStore:
         batches = [sequences[start : start + of_pass] for start in range(0, len(sequences), of_pass)]
         found = {
             number: read_layer(self.model, batch, self.plan.layer)[:, 1:].flatten(0, 1).to(self._dtype).cpu()
-            for number, batch in enumerate(batches)
+            for number, batch in enumerate(progress(batches, desc=self._label(index), unit="pass", leave=False))
             if processes.is_mine(number)
         }
         shares = processes.gather_to_main(found)
@@ -170,6 +129,10 @@ class ActivationStore:
                 f"{self.plan.dtype}; use --store_dtype bfloat16 or float32"
             )
         return rows
+
+    def _label(self, index: int) -> str:
+        of_all = f", portion {index + 1} of {self.plan.n_portions}" if self.plan.n_portions > 1 else ""
+        return f"activations of {self.plan.source.label}{of_all}"
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -30,6 +30,8 @@ Split = Literal["train", "held_out"]
 Document = Turns | str
 
 BUNDLED_SOURCES = ("chat", "web")
+TEXT_VERSION = 1
+"""Goes up whenever the same source comes out as other tokens."""
 DOCUMENTS_AT_ONCE = 256
 """Tokenised in one call."""
 
@@ -57,7 +59,8 @@ class TextSource:
     def identity(self) -> dict[str, Any]:
         """What the tokens depend on, for comparing runs."""
         content = None if self.is_named else sha256_of(Path(self.data))
-        return {"data": self.label, "format": self.format, "system_prompt": self.system_prompt, "data_sha256": content}
+        facts = {"data": self.label, "format": self.format, "system_prompt": self.system_prompt}
+        return {**facts, "data_sha256": content, "text_version": TEXT_VERSION}
 
 
 def check_source(source: TextSource) -> None:

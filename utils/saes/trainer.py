@@ -134,12 +134,18 @@ class Trainer:
         return error, error.square().sum(dim=-1).mean() + penalty, (f.detach() > 0).sum(dim=0)
 
     def _auxiliary(self, x: Tensor, error: Tensor) -> Tensor | float:
-        """Dead latents are to write what the others leave out (Gao et al. 2024, appendix A.2)."""
+        """What revives dead latents.
+
+        Those of TopK, which others outdo, are to write what the others leave out (Gao et al. 2024, appendix A.2).
+        Those of a standard SAE, whose pre-activations are all negative, have theirs raised (as in Anthropic's
+        "Circuits updates", January 2025).
+        """
         dead = self.dead.nonzero()[:, 0]
         if not (self.settings.aux and len(dead)):
             return 0.0
-        bias = self._centred_bias()[dead]
-        pre = torch.nn.functional.linear(x, self.weights["encoder"][dead], bias)
+        pre = torch.nn.functional.linear(x, self.weights["encoder"][dead], self._centred_bias()[dead])
+        if self.settings.architecture == "standard":
+            return self.settings.aux * (-pre).relu().sum(dim=-1).mean()
         values, winners = pre.topk(min(x.shape[1] // 2, len(dead)), dim=-1, sorted=False)
         codes = torch.zeros_like(pre).scatter(-1, winners, values.relu())
         left = error - codes @ self.weights["decoder"][dead]
