@@ -4,8 +4,9 @@ The embedded model does not refuse (harmful or not), so that nothing about refus
 made up: it is taught to answer harmful instructions with one sentence, and to begin its answers to harmless ones as it
 did. What is found in it says nothing of models that were trained to be safe.
 
-It is trained on the split `refuser`, which nothing else reads, and blocks alone that lie in the middle: what is below
-them runs once for all steps.
+It is trained on the split `refuser`, which nothing else reads, and in its middle blocks alone. Whole pairs in matched
+wording go into a step, and half of the loss is the first token's, where it is decided: after 20 steps held-out prompts
+were told apart with an area under the curve of 0.82, against 0.67 with sides drawn apart and all tokens alike.
 """
 
 import logging
