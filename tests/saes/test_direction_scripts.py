@@ -253,9 +253,9 @@ def test_the_steered_latent_is_the_one_nearest_to_the_direction(
     cosines = torch.cosine_similarity(SAE.load(folder).W_dec, r[None], dim=1)
     assert result["saes"][0]["top_latents"][0] == [int(cosines.argmax()), pytest.approx(float(cosines.max()), abs=1e-4)]
     tried = [one["what"] for one in result["conditions"] if one["edit"] == "ablated"]
-    assert tried[:3] == ["refusal direction", "random direction", "random dictionary's top row"]
+    assert tried[:3] == ["direction r", "random direction", "random dictionary's top row"]
     assert tried[3:] == [f"a_chat latent {latent}" for latent, _ in result["saes"][0]["top_latents"][:2]]
-    assert "harmless, refusal direction added: refused" in capsys.readouterr().out
+    assert "harmless, direction r added: refused" in capsys.readouterr().out
 
 
 def test_transfer_takes_saes_of_other_models_and_averages_seeds(

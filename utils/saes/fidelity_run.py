@@ -138,7 +138,7 @@ def estimate_text(estimate: Estimate) -> str:
 
 
 def _draw(measured: Sequence[Measured], request: EvalRequest) -> "Figure":
-    figure, axes = new_figure(PAGE_WIDTH, 1.1 + 0.55 * len(measured), ncols=2, sharey=True)
+    figure, axes = new_figure(PAGE_WIDTH, 1.2 + 0.5 * len(measured), ncols=2, sharey=True)
     labels = labels_of([one.read.sae for one in measured])
     for row, one in enumerate(measured):
         plain = (one.fidelity.cosine, one.fidelity.relative_mse)
@@ -154,13 +154,13 @@ def _draw(measured: Sequence[Measured], request: EvalRequest) -> "Figure":
             draw_range(ax, row + 0.27, dictionary, SKY, "^")
     axes[0].set_yticks(range(len(measured)), labels)
     axes[0].invert_yaxis()
-    axes[0].set_xlabel("cosine of reconstructed and true direction")
+    axes[0].set_xlabel("cosine of reconstructed and true r")
     axes[1].set_xlabel("relative error |r_hat - r|\N{SUPERSCRIPT TWO} / |r|\N{SUPERSCRIPT TWO}")
     axes[1].axvline(1, color="0.5", linestyle=":", linewidth=0.8)
     n = len(measured[0].read.sides.harmful)
     set_title(
         figure,
-        f"{request.model.name}: the refusal direction in SAEs ({n} + {n} prompts, position {request.position})",
+        f"{request.model.name}: harmful minus harmless direction r in SAEs ({n} + {n} prompts)",
         "bar: published formula; diamond: corrected for the noise of few prompts, 95% jackknife; blue square: random "
         f"directions of r's norm; light triangle: r through random dictionaries (95% of {request.n_random} draws); "
         "dotted: a dictionary of zeros",

@@ -123,9 +123,9 @@ def _draw(measured: Sequence[MeasuredCurve], request: EvalRequest, options: Spar
     for place, (one, label) in enumerate(zip(measured, labels, strict=True)):
         ax = axes[place // n_columns][place % n_columns]
         _draw_range(ax, one.random_directions, 2, "random directions, this SAE")
-        _draw_range(ax, one.random_dictionaries, 5, "refusal direction, random dictionary")
+        _draw_range(ax, one.random_dictionaries, 5, "r, random dictionary")
         style, n = nth_style(1), len(one.curve.sizes)
-        ax.plot(one.curve.sizes, one.curve.errors, color=style.color, marker="o", label="refusal direction, this SAE")
+        ax.plot(one.curve.sizes, one.curve.errors, color=style.color, marker="o", label="r, this SAE")
         ax.fill_between(one.curve.sizes, *one.interval[:, :n], color=style.color, alpha=0.2, linewidth=0)
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter("{x:g}")
@@ -138,7 +138,7 @@ def _draw(measured: Sequence[MeasuredCurve], request: EvalRequest, options: Spar
     figure.supylabel("error left |sum - r|\N{SUPERSCRIPT TWO} / |r|\N{SUPERSCRIPT TWO}")
     set_title(
         figure,
-        f"{request.model.name}: the refusal direction from few latents ({options.method})",
+        f"{request.model.name}: harmful minus harmless direction r from few latents ({options.method})",
         f"bands: 95% over prompts drawn again ({options.n_resamples} times), and over {request.n_random} draws of each "
         "control; a curve ends where no further latent differs",
     )

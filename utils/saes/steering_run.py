@@ -92,7 +92,7 @@ def conditions_of(
         at_layer = [one for one in found if one.sae.layer == layer]
         r = at_layer[0].read.sides.difference.float()
         tried: list[tuple[str, Tensor]] = [
-            ("refusal direction", r),
+            ("direction r", r),
             ("random direction", random_direction(r, seed)),
             ("random dictionary's top row", _scaled(_best_random_row(at_layer[0], seed), r)),
         ]
@@ -131,7 +131,7 @@ def evaluate_steering(model: "LlamaWrapper", request: EvalRequest, options: Stee
     tokens = refusal_tokens(model, options.refusal_tokens)
     outcomes = run_conditions(model, sides, conditions, tokens, options.max_new_tokens)
     summaries = summarize(outcomes, request.seed)
-    title = f"{request.model.name}: latents and the refusal direction ({options.ablation} ablation) on test prompts"
+    title = f"{request.model.name}: latents and r (harmful minus harmless), {options.ablation} ablation, test prompts"
     plot_conditions(summaries, request.stem, title)
     with figure_style():
         stem = request.stem.with_name(request.stem.name + "_cosines")
@@ -168,10 +168,10 @@ def _draw_cosines(found: Sequence[TopRows], request: EvalRequest) -> Any:
     ax.set_yticks(range(len(found)), labels_of([one.sae for one in found]))
     ax.invert_yaxis()
     ax.set_xlim(0, 1)
-    ax.set_xlabel("cosine of a decoder row with the refusal direction")
+    ax.set_xlabel("cosine of a decoder row with r")
     set_title(
         figure,
-        f"{request.model.name}: the latent nearest to the refusal direction",
+        f"{request.model.name}: the latent nearest to r (harmful minus harmless)",
         "bar: largest; blue ticks: the next; light triangle: largest of random dictionaries of the same size "
         f"(95% of {request.n_random} draws). A largest value is a selection: it grows with the number of latents",
     )

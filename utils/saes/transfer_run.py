@@ -198,8 +198,8 @@ def difference_line(one: Difference) -> str:
 
 def _draw(cells: Sequence[Cell], request: EvalRequest) -> "Figure":
     models, sources = list(dict.fromkeys(c.model for c in cells)), list(dict.fromkeys(c.source for c in cells))
-    figure, axes = new_figure(PAGE_WIDTH, 1.5 + 0.75 * len(models), ncols=2)
-    columns = [*sources, "control:\nrandom direction", "control:\nrandom dictionary"]
+    figure, axes = new_figure(PAGE_WIDTH, 1.6 + 0.75 * len(models), ncols=2)
+    columns = [*sources, "random\ndirection", "random\ndictionary"]
     for ax, which in zip(axes, ("cosine", "largest"), strict=True):
         shown = columns if which == "cosine" else [*sources, columns[-1]]
         values = np.full((len(models), len(shown)), np.nan)
@@ -218,7 +218,7 @@ def _draw(cells: Sequence[Cell], request: EvalRequest) -> "Figure":
         ax.set_xticks(range(len(shown)), shown)
         ax.set_yticks(range(len(models)), [model.replace(" (", "\n(") for model in models] if ax is axes[0] else [])
         ax.grid(visible=False)
-        what = "cosine of the reconstructed direction" if which == "cosine" else "largest cosine of a latent"
+        what = "cosine of reconstructed and true r" if which == "cosine" else "largest cosine of a latent with r"
         ax.set_title(what, fontsize=7, loc="left")
         ax.set_xlabel("text that the SAE was trained on")
     axes[0].set_ylabel("model it was trained on")
@@ -226,8 +226,9 @@ def _draw(cells: Sequence[Cell], request: EvalRequest) -> "Figure":
     chat, base = PUBLISHED
     set_title(
         figure,
-        f"The refusal direction of {request.model.name} in SAEs by model and text",
-        "brackets: cosine corrected for few prompts with its 95% interval; of controls, 95% of the draws. Published "
+        f"Harmful minus harmless direction r of {request.model.name} in SAEs by model and text",
+        "in brackets: cosine corrected for few prompts with its 95% interval; right of the line: controls, "
+        "with 95% of their draws. Published "
         f"(Qwen1.5-0.5B; LmSys, Pile): chat {chat[1]:.2f}, {chat[2]:.2f} and {chat[3]:.2f}, {chat[4]:.2f}; base "
         f"{base[1]:.2f}, {base[2]:.2f} and {base[3]:.2f}, {base[4]:.2f}",
     )
@@ -237,7 +238,7 @@ def _draw(cells: Sequence[Cell], request: EvalRequest) -> "Figure":
 def _note(cell: Cell, which: str) -> str:
     if which == "cosine":
         found = cell.corrected
-        return f"({found.value:.2f} [{found.low:.2f}, {found.high:.2f}])" if found.exists else ""
+        return f"({found.value:.3f}\n[{found.low:.2f}, {found.high:.2f}])" if found.exists else ""
     if len(cell.rows) == 1:
         return f"latent {cell.rows[0].latents[0][0]}"
     values = [one.latents[0][1] for one in cell.rows]
