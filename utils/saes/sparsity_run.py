@@ -134,8 +134,9 @@ def _draw(measured: Sequence[MeasuredCurve], request: EvalRequest, options: Spar
     for ax in axes.flat[len(measured) :]:
         ax.set_visible(False)
     axes[0][0].legend(loc="lower left")
-    figure.supxlabel("latents combined, those of largest |delta|" if options.method != "omp" else "latents combined")
-    figure.supylabel("error left |sum - r|\N{SUPERSCRIPT TWO} / |r|\N{SUPERSCRIPT TWO}")
+    combined = "latents combined" if options.method == "omp" else "latents combined, those of largest |delta|"
+    figure.supxlabel(combined, fontsize=7)
+    figure.supylabel("error left |sum - r|\N{SUPERSCRIPT TWO} / |r|\N{SUPERSCRIPT TWO}", fontsize=7)
     set_title(
         figure,
         f"{request.model.name}: harmful minus harmless direction r from few latents ({options.method})",

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from utils.data.estimates import Estimate
 from utils.figures.style import (
     BLUE,
     ORANGE,
@@ -185,7 +184,3 @@ def cosine_table(found: Sequence[TopRows]) -> Table:
         for place, (latent, cosine) in enumerate(one.latents)
     ]
     return Table(("sae", "place", "latent", "cosine", "random_max", "random_low", "random_high"), rows)
-
-
-def rate_text(rate: Estimate) -> str:
-    return f"{rate.value:.2f} [{rate.low:.2f}, {rate.high:.2f}]"
