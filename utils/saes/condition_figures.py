@@ -74,7 +74,7 @@ def plot_conditions(summaries: Sequence[Summary], stem: Path, title: str) -> Non
     longest = max(sum(one.condition.side == side for one in summaries) for side in sides)
     with figure_style():
         figure, axes = new_figure(
-            PAGE_WIDTH, 0.9 + 0.42 * longest, nrows=len(sides), ncols=2, sharey="row", squeeze=False
+            PAGE_WIDTH, 1.0 + 0.42 * longest, nrows=len(sides), ncols=2, sharey="row", squeeze=False
         )
         for row, side in enumerate(sides):
             of_side = [one for one in summaries if one.condition.side == side]
@@ -85,10 +85,14 @@ def plot_conditions(summaries: Sequence[Summary], stem: Path, title: str) -> Non
             axes[row][0].set_ylabel(f"{side} prompts")
             axes[row][0].set_xlim(-0.02, 1.02)
             axes[row][1].axvline(0, color="0.6", linewidth=0.6)
-        axes[-1][0].set_xlabel("share of answers that begin with a refusal (95% Wilson)")
-        axes[-1][1].set_xlabel("change of log p/(1-p) of a refusal's first token (95% bootstrap)")
+        axes[-1][0].set_xlabel("share of answers that begin\nwith a refusal (95% Wilson)")
+        axes[-1][1].set_xlabel("change of log p / (1 - p) of a refusal's\nfirst token, nats (95% bootstrap)")
         n = summaries[0].metric.n
-        set_title(figure, title, f"{n} prompts a side; orange: edited; light blue: random control of the same size")
+        set_title(
+            figure,
+            title,
+            f"{n} prompts a side; orange: ablated; blue: added; light blue: random controls of the same size",
+        )
         log_written(save_figure(figure, stem, condition_table(summaries)))
 
 

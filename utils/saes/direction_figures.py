@@ -67,7 +67,7 @@ def _draw(
         ax.set_xticks(range(len(request.layers)), [str(layer) for layer in request.layers])
         ax.grid(visible=False)
         ax.set_title(what + ("" if name == "kl" else f"; unedited {unedited:+.2f}"), loc="left", fontsize=7)
-        figure.colorbar(image, ax=ax, pad=0.01)
+        figure.colorbar(image, ax=ax, pad=0.01, format="{x:g}")  # the style leaves mathematical text alone
     axes[-1].set_xlabel("layer (output of decoder block, from 0)")
     set_title(
         figure,
