@@ -31,7 +31,7 @@ from utils.cli.flags import (
     vector_kind,
 )
 from utils.cli.run import EXIT_DONE, exit_with, run_main
-from utils.evaluation.chosen import ChoiceRequest
+from utils.evaluation.chosen import ChoiceRequest, tested_choices
 from utils.model.checkpoints import check_layers
 from utils.model.shapes import model_shape
 
@@ -72,8 +72,9 @@ def run(args: argparse.Namespace) -> int:
     waiting = request.waiting
     if waiting:
         from llama_wrapper import LlamaWrapper
-        from utils.evaluation.choice import Chooser, save_choice
-        from utils.figures.choice import choice_line, plot_choice
+        from utils.evaluation.choice import Chooser
+        from utils.evaluation.chosen import save_choice
+        from utils.figures.choice import choice_line, plot_choice, plot_tested, tested_lines
 
         model = LlamaWrapper.load(choice, args.device, args.dtype, over_all_devices=args.device_map == "auto")
         chooser = Chooser(model, request)
@@ -82,6 +83,9 @@ def run(args: argparse.Namespace) -> int:
             plot_choice(chosen, request)
             log.info("wrote %s", save_choice(chosen, request, model.provenance()))
             sys.stdout.write(choice_line(chosen) + "\n")
+        choices = tested_choices(request)
+        sys.stdout.write("".join(f"{line}\n" for line in tested_lines(choices)))
+        log.info("wrote %s (png, pdf, txt)", plot_tested(choices, request))
     n_there = len(request.behaviors) - len(waiting)
     log.info(
         "chose for %d behaviors, skipped %d that are chosen already (--overwrite chooses again)", len(waiting), n_there

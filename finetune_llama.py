@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--device",
         choices=["auto", "cpu", "cuda", "mps"],
         default="auto",
-        help="where to train; CUDA_VISIBLE_DEVICES says which GPU (default: the best there is)",
+        help="where to train; CUDA_VISIBLE_DEVICES says which GPU (default: the best available)",
     )
     parser.add_argument(
         "--dtype",
@@ -93,7 +93,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         type=flag_values.positive_int,
         default=1,
         metavar="N",
-        help="forward passes a step (default: 1)",
+        help="forward passes per step (default: 1)",
     )
     parser.add_argument(
         "--max_grad_norm",

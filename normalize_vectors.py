@@ -50,6 +50,7 @@ def build_request(args: argparse.Namespace) -> NormalizeRequest:
         label=choice.label if choice else None,
         reading=args.read,
         method=args.method,
+        origin=args.origin,
         overwrite=args.overwrite,
         command=args.command,
     )

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 from utils.cli.flags import add_behaviors, add_layers, add_model, data_paths, make_parser, model_choice
 from utils.cli.run import EXIT_DONE, exit_with, run_main
+from utils.figures.activation_plans import plan_figures
 from utils.figures.requests import ActivationsRequest
 
 log = logging.getLogger(__name__)
@@ -46,11 +47,15 @@ def activations_request(args: argparse.Namespace) -> ActivationsRequest:
 
 def run(args: argparse.Namespace) -> int:
     request = activations_request(args)
+    plans = plan_figures(request)
+    wanted = [plan for plan in plans if plan.layers or plan.sheet]
+    n_written = 0
+    if wanted:
+        from utils.figures.activation_run import draw  # matplotlib and scipy: only where there is something to draw
 
-    from utils.figures.activation_plans import plot_activations
-
-    counts = plot_activations(request)
-    log.info("wrote %d figures, skipped %d that are there already (--overwrite makes them again)", *counts)
+        n_written = draw(request, wanted)
+    n_skipped = sum(plan.n_skipped for plan in plans)
+    log.info("wrote %d figures, skipped %d that are there already (--overwrite makes them again)", n_written, n_skipped)
     return EXIT_DONE
 
 

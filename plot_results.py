@@ -8,7 +8,7 @@ Makes every figure for which there are results (the flags narrow that down):
   fine-tuned      fine-tuned weights against the original ones
   cross-behavior  vectors of one behavior on the A/B questions of the others
   TruthfulQA and MMLU also by category; open-ended answers by the judge's score, sampled ones by themselves
-Multiplier 0 is no steering and so is shared by all layers.
+Multiplier 0 means no steering, so all layers share it.
 
 Reads:   results/<behavior>/results_....json, results/open_ended_scores/<behavior>/results_....json
 Writes:  analysis/ and analysis/<behavior>/: figures (.png, .pdf), their data (.txt), LaTeX rows (.tex)

@@ -2,7 +2,7 @@
 """Evaluate a model while steering it: every requested layer x multiplier.
 
 Types: ab (held-out A/B questions), open_ended (free answers), truthful_qa and mmlu (side effects).
-The vectors are those of normalized_vectors/. Multiplier 0 is no steering; it is computed once and
+The vectors are those of normalized_vectors/. Multiplier 0 means no steering; it is computed once and
 written for every layer.
 
 Reads:   datasets/test/..., normalized_vectors/<behavior>/vec_layer_<layer>_<model>.pt
@@ -15,6 +15,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from utils.cli import values as flag_values
 from utils.cli.flags import (
@@ -33,7 +34,7 @@ from utils.cli.run import EXIT_DONE, exit_with, run_main
 from utils.evaluation.plan import SweepRequest, load_vectors, plan_sweeps
 from utils.files.redaction import printable
 from utils.model import processes
-from utils.settings import RESULT_TYPES
+from utils.settings import RESULT_TYPES, Orders
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--limit", type=flag_values.positive_int, metavar="N", help="ask only the first N items (default: all)"
     )
     parser.add_argument(
+        "--orders",
+        choices=get_args(Orders),
+        default="given",
+        help="lettered answers as the set gives them, or in both orders, averaged in log-odds: a liking for a letter "
+        "then cancels out (default: given)",
+    )
+    parser.add_argument(
         "--temperature",
         type=flag_values.non_negative_float,
         default=0.0,
@@ -102,14 +110,14 @@ def build_parser() -> argparse.ArgumentParser:
         type=flag_values.positive_int,
         default=1,
         metavar="N",
-        help="open_ended: sampled answers a question (default: 1)",
+        help="open_ended: sampled answers per question (default: 1)",
     )
     parser.add_argument(
         "--max_new_tokens",
         type=flag_values.positive_int,
         default=100,
         metavar="N",
-        help="open_ended: tokens an answer (default: 100)",
+        help="open_ended: tokens per answer (default: 100)",
     )
     return parser
 
@@ -134,6 +142,7 @@ def build_request(args: argparse.Namespace) -> SweepRequest:
         vector_files=tuple(args.vector),
         questions=args.questions,
         limit=args.limit,
+        orders=args.orders,
         temperature=args.temperature,
         num_samples=args.num_samples,
         seed=args.seed,

@@ -46,7 +46,7 @@ def make_parser(docstring: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--random_weights", choices=["7b"], help="Llama 2 7B's architecture with random weights; needs a GPU"
     )
-    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: the best there is)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: the best available)")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
     parser.add_argument("--seed", type=int, default=0, help="of the random vectors (default: 0)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")

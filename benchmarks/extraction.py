@@ -3,6 +3,7 @@
 The one-by-one loop runs both halves of a pair in full, with full logits, as the published code does.
 
 Example: python -m benchmarks.extraction
+         python -m benchmarks.extraction --read answer
          python -m benchmarks.extraction --memory_pairs 100 1000
          python -m benchmarks.extraction --pairs 1000 --random_weights 7b --dtype bfloat16     (on a GPU)
 """
@@ -10,7 +11,7 @@ Example: python -m benchmarks.extraction
 import argparse
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -25,12 +26,15 @@ from benchmarks.common import (
     skip_without_gpu,
 )
 from llama_wrapper import LlamaWrapper
-from utils.data.records import ContrastPair
+from utils.data.records import AnyPair, ContrastPair, as_text_pair
+from utils.model.pairs import encode_pair
 from utils.model.steering import capture_outputs
+from utils.settings import Reading
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__)
+    parser.add_argument("--read", choices=["letter", "answer"], default="letter")
     parser.add_argument("--pairs", type=int, default=60, metavar="N", help="contrast pairs (default: 60)")
     parser.add_argument(
         "--one_by_one", type=int, default=20, metavar="N", help="of these timed one by one (default: 20)"
@@ -53,17 +57,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     model = load_model(args)
     if args.memory_of:
-        sum_differences(model, load_pairs(args, args.memory_of))
+        sum_differences(model, _pairs(args, args.memory_of), args.read)
         print(peak_memory(model.device))
         return 0
-    pairs = load_pairs(args, args.pairs)
+    pairs = _pairs(args, args.pairs)
     some = pairs[: args.one_by_one]
     rate = matrix_rate(model.device, model.dtype)
-    expected = one_by_one(model, some[:2])  # warm-up
-    found = sum_differences(model, some[:2])
+    expected = one_by_one(model, some[:2], args.read)  # warm-up
+    found = sum_differences(model, some[:2], args.read)
     difference = float((found - expected).abs().max())
-    slow_s = seconds(lambda: one_by_one(model, some), model.device) / len(some)
-    fast_s = seconds(lambda: sum_differences(model, pairs), model.device) / len(pairs)
+    of_largest = float(((found - expected).abs().amax(dim=-1) / expected.abs().amax(dim=-1)).max())
+    slow_s = seconds(lambda: one_by_one(model, some, args.read), model.device) / len(some)
+    fast_s = seconds(lambda: sum_differences(model, pairs, args.read), model.device) / len(pairs)
     memory = {count: _memory_in_own_process(count, argv) for count in args.memory_pairs}
     figures = {
         "model": model.label,
@@ -74,7 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "shared_prefix_s_per_pair": fast_s,
         "speedup": slow_s / fast_s,
         "matrix_flops_per_s": rate,
+        "read": args.read,
         "largest_absolute_difference": difference,
+        "largest_difference_of_layers_largest": of_largest,
         "peak_memory_mib": memory,
     }
     rows = [
@@ -84,31 +91,48 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("speed-up", f"{slow_s / fast_s:.1f}x"),
         ("matrix product", f"{rate / 1e9:.0f} GFLOP/s"),
         ("largest absolute difference", f"{difference:.1e}"),
+        ("as a share of the layer's largest", f"{of_largest:.1e}"),
     ]
     rows += [(f"peak memory, {count} pairs", f"{mib:.0f} MiB") for count, mib in memory.items()]
-    report(f"extraction, all layers, {model.label}, {args.dtype}, {model.device}", rows, figures, args)
+    title = f"extraction, read at {args.read}, all layers, {model.label}, {args.dtype}, {model.device}"
+    report(title, rows, figures, args)
     return 0
 
 
-def sum_differences(model: LlamaWrapper, pairs: Sequence[ContrastPair]) -> torch.Tensor:
+def _pairs(args: argparse.Namespace, count: int) -> Sequence[AnyPair]:
+    pairs = load_pairs(args, count)
+    return pairs if args.read == "letter" else [as_text_pair(pair) for pair in pairs]
+
+
+def sum_differences(model: LlamaWrapper, pairs: Sequence[AnyPair], read: Reading = "letter") -> torch.Tensor:
     """Sum of positive minus negative activations, [n_layers, d_model] float64, as generate_vectors.py builds it."""
     total = torch.zeros(model.n_layers, model.d_model, dtype=torch.float64)
-    for _, positive, negative in model.answer_activations(pairs, list(range(model.n_layers))):
+    for _, positive, negative in model.answer_activations(pairs, list(range(model.n_layers)), read=read):
         total += (positive.double() - negative.double()).sum(dim=0)
     return total
 
 
 @torch.no_grad()
-def one_by_one(model: LlamaWrapper, pairs: Sequence[ContrastPair]) -> torch.Tensor:
+def one_by_one(model: LlamaWrapper, pairs: Sequence[AnyPair], read: Reading) -> torch.Tensor:
     """The same sum, with a full pass and full logits for each half of each pair."""
     total = torch.zeros(model.n_layers, model.d_model, dtype=torch.float64)
     for pair in pairs:
-        for sign, letter in ((1, pair.matching_letter), (-1, pair.other_letter)):
-            ids = model.chat_format.encode(pair.question, f"({letter})").ids
+        for sign, (ids, read_at) in zip((1, -1), _halves(model, pair, read), strict=True):
             with capture_outputs(model.layers) as captured:
                 _ = model.model(torch.tensor([ids], device=model.device)).logits
-            total += sign * torch.stack([captured[i][0, -2].double().cpu() for i in range(model.n_layers)])
+            streams = [captured[i][0, read_at].double().mean(dim=0).cpu() for i in range(model.n_layers)]
+            total += sign * torch.stack(streams)
     return total
+
+
+def _halves(model: LlamaWrapper, pair: AnyPair, read: Reading) -> Iterator[tuple[Sequence[int], slice]]:
+    """The tokens of each half and where they are read: at the letter before the closing bracket, or over the answer."""
+    if isinstance(pair, ContrastPair):
+        for letter in (pair.matching_letter, pair.other_letter):
+            yield model.chat_format.encode(pair.question, f"({letter})").ids, slice(-2, -1)
+    else:
+        for half in (encoded := encode_pair(model.chat_format, pair, read)).positive, encoded.negative:
+            yield half.ids, slice(half.read_from, None)
 
 
 def _memory_in_own_process(count: int, argv: Sequence[str] | None) -> float:

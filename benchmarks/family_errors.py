@@ -19,6 +19,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.shapes import SHAPES, FloatArray, draw_family, score_correlation
+from utils.evaluation.chosen import holm
 from utils.evaluation.paired_tests import paired_tests
 from utils.evaluation.resampling import drawn_counts
 from utils.files.writing import write_json
@@ -47,13 +48,13 @@ def sign_flips_with_holm(differences: FloatArray, seed: int, n_resamples: int) -
     """Permutation of signs, exact for symmetric differences; Holm 1979."""
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], (n_resamples, differences.shape[1]))
     at_least = np.abs(signs @ differences.T) >= np.abs(differences.sum(axis=1)) * (1 - 1e-12)
-    return holm((1 + at_least.sum(axis=0)) / (1 + n_resamples))
+    return np.array(holm((1 + at_least.sum(axis=0)) / (1 + n_resamples)))
 
 
 def bootstrap_t_with_holm(differences: FloatArray, seed: int, n_resamples: int) -> FloatArray:
     """Symmetric bootstrap-t; Holm 1979."""
     t, resampled = absolute_t(differences, seed, n_resamples)
-    return holm((1 + (resampled >= t).sum(axis=0)) / (1 + n_resamples))
+    return np.array(holm((1 + (resampled >= t).sum(axis=0)) / (1 + n_resamples)))
 
 
 def bootstrap_t_with_max_t(differences: FloatArray, seed: int, n_resamples: int) -> FloatArray:
@@ -77,14 +78,6 @@ def absolute_t(differences: FloatArray, seed: int, n_resamples: int) -> tuple[Fl
     variance = np.maximum(second - first**2, 1e-300)  # no spread: as good as infinite
     root = np.sqrt(n - 1)
     return np.abs(means / deviations) * root, np.abs(first) / np.sqrt(variance) * root
-
-
-def holm(p_values: FloatArray) -> FloatArray:
-    ascending = np.argsort(p_values)
-    adjusted = np.empty(len(p_values))
-    factors = np.arange(len(p_values), 0, -1)
-    adjusted[ascending] = np.minimum(1.0, np.maximum.accumulate(p_values[ascending] * factors))
-    return adjusted
 
 
 def the_suites(differences: FloatArray, seed: int, n_resamples: int) -> FloatArray:

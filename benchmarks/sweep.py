@@ -1,4 +1,4 @@
-"""A/B sweep: every layer x multiplier of every question, plain loop against packed passes.
+"""Sweeps: every layer x multiplier of every question, plain loop against packed passes.
 
 The plain loop runs one item and one combination a pass, with full logits, as the published code does.
 Its cost does not depend on which combination it is, so by default a few combinations of each question
@@ -6,13 +6,16 @@ are timed and scaled up; --full times them all.
 
 Example: python -m benchmarks.sweep
          python -m benchmarks.sweep --type mmlu --layers 15 --multipliers -1 -0.5 0 0.5 1
+         python -m benchmarks.sweep --type answer_text --multipliers -2 -1 1 2
          python -m benchmarks.sweep --paper --random_weights 7b --dtype bfloat16     (on a GPU)
 """
 
 import argparse
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,19 +34,25 @@ from benchmarks.common import (
 )
 from llama_wrapper import LlamaWrapper
 from utils.behaviors import bundled_behaviors, published_behaviors
+from utils.data.records import load_text_pairs
+from utils.model.answer_scoring import AnswerPair
 from utils.model.chat_format import PromptTokens
+from utils.model.pairs import encode_answer
 from utils.model.scoring import probabilities_of
 from utils.model.steering import RowSteering, Steering
+from utils.paths import DataPaths
+
+Steered = Sequence[Steering | None]
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__)
     parser.add_argument("--behavior", choices=bundled_behaviors(), default="refusal")
-    parser.add_argument("--type", choices=["ab", "truthful_qa", "mmlu"], default="ab")
+    parser.add_argument("--type", choices=["ab", "truthful_qa", "mmlu", "answer_text"], default="ab")
     parser.add_argument("--questions", type=int, default=20, metavar="N", help="questions a behavior (default: 20)")
     parser.add_argument("--layers", type=int, nargs="+", help="default: all")
     parser.add_argument("--multipliers", type=float, nargs="+", default=[-1.0, 0.0, 1.0])
-    parser.add_argument("--paper", action="store_true", help="7 behaviors x 50 questions: the paper's layer sweep")
+    parser.add_argument("--paper", action="store_true", help="7 behaviors x 50 A/B questions: the paper's layer sweep")
     parser.add_argument("--full", action="store_true", help="time the plain loop on every combination")
     parser.add_argument("--memory_of", choices=["plain", "packed"], help=argparse.SUPPRESS)
     return parser
@@ -56,24 +65,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = load_model(args)
     layers = args.layers or list(range(model.n_layers))
     steerings = random_steerings(model, layers, args.multipliers, args.seed)
-    prompts, letters = _prompts(model, args)
+    work = _answers(model, args) if args.type == "answer_text" else _prompts(model, args)
     if args.memory_of:
-        _run_once(args.memory_of, model, prompts, steerings, letters)
+        work.plain(steerings[:3]) if args.memory_of == "plain" else work.packed(steerings)
         print(peak_memory(model.device))
         return 0
 
     rate = matrix_rate(model.device, model.dtype)
-    n_evaluations = len(prompts) * len(layers) * len(args.multipliers)
-    list(model.score(prompts[:2], steerings, letters[:2]))  # warm-up, and the guard's comparison
+    n_evaluations = work.n_questions * len(layers) * len(args.multipliers)
+    work.warm_up(steerings)
     results: dict[int, torch.Tensor] = {}
-    packed_s = seconds(lambda: results.update(model.score(prompts, steerings, letters)), model.device)
+    packed_s = seconds(lambda: results.update(work.packed(steerings)), model.device)
     timed = steerings if args.full else steerings[:: max(1, len(steerings) // 3)]
     plain: list[torch.Tensor] = []
-    plain_s = seconds(lambda: plain.extend(plain_loop(model, prompts, timed, letters)), model.device)
-    plain_s *= n_evaluations / (len(prompts) * len(timed))
+    plain_s = seconds(lambda: plain.extend(work.plain(timed)), model.device)
+    plain_s *= n_evaluations / (work.n_questions * len(timed))
     places = [steerings.index(steering) for steering in timed]
-    difference = max(float(((results[i][places] - plain[i]).abs() / plain[i]).max()) for i in range(len(prompts)))
-    flops = count_flops(lambda: dict(model.score(prompts, steerings, letters)))
+    differences = [(results[i][places] - plain[i]).abs() / plain[i].abs() for i in range(work.n_questions)]
+    difference = max(float(difference.max()) for difference in differences)
+    flops = count_flops(lambda: work.packed(steerings))
     memory = {} if args.paper else {which: _memory_in_own_process(which, argv) for which in ("plain", "packed")}
     model_mib = sum(p.numel() * p.element_size() for p in model.model.parameters()) / 2**20
     figures = {
@@ -81,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "dtype": args.dtype,
         "device": str(model.device),
         "type": args.type,
-        "n_questions": len(prompts),
+        "n_questions": work.n_questions,
         "n_layers": len(layers),
         "multipliers": args.multipliers,
         "n_evaluations": n_evaluations,
@@ -117,6 +127,19 @@ def _rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
+@dataclass(frozen=True)
+class Work:
+    """What is timed."""
+
+    n_questions: int
+    packed: Callable[[Steered], dict[int, torch.Tensor]]
+    """From steerings to each question's scores."""
+    plain: Callable[[Steered], list[torch.Tensor]]
+    """The same one by one."""
+    warm_up: Callable[[Steered], Any]
+    """A first pass, and the guard's comparison."""
+
+
 @torch.no_grad()
 def plain_loop(
     model: LlamaWrapper,
@@ -138,19 +161,54 @@ def plain_loop(
     return scores
 
 
-def _prompts(model: LlamaWrapper, args: argparse.Namespace) -> tuple[list[PromptTokens], list[list[int]]]:
+@torch.no_grad()
+def plain_answers(model: LlamaWrapper, pairs: Sequence[AnswerPair], steerings: Steered) -> list[torch.Tensor]:
+    """One answer and one combination a pass, logits of every position; each [len(steerings), 2]."""
+    scores = []
+    for pair in pairs:
+        rows = []
+        for steering in steerings:
+            hooks = RowSteering([steering], model.layers)
+            means = []
+            for answer in (pair.matching, pair.other):
+                hooks.positions = torch.arange(len(answer), device=model.device)[None] >= answer.steer_start
+                ids = torch.tensor([answer.ids], device=model.device)
+                with hooks.applied():
+                    logits = model.model(ids).logits
+                of_tokens = logits[0, -answer.n_answer - 1 : -1].float().log_softmax(dim=-1)
+                means.append(of_tokens.gather(1, ids[0, -answer.n_answer :, None]).mean())
+            rows.append(torch.stack(means).cpu())
+        scores.append(torch.stack(rows))
+    return scores
+
+
+def _answers(model: LlamaWrapper, args: argparse.Namespace) -> Work:
+    path = DataPaths(args.data).test_dataset(args.behavior, "answer_text")
+    encode = partial(encode_answer, model.chat_format)
+    pairs = [
+        AnswerPair(encode(item.question, item.matching), encode(item.question, item.other))
+        for item in load_text_pairs(path)[: args.questions]
+    ]
+    return Work(
+        len(pairs),
+        lambda steerings: dict(model.score_answers(pairs, steerings)),
+        lambda steerings: plain_answers(model, pairs, steerings),
+        lambda steerings: list(model.score_answers(pairs[:2], steerings)),
+    )
+
+
+def _prompts(model: LlamaWrapper, args: argparse.Namespace) -> Work:
     behaviors = published_behaviors() if args.paper else [args.behavior]
     count = 50 if args.paper else args.questions
     items = [item for behavior in behaviors for item in load_items(args, behavior, args.type, count)]
     prompts = [model.chat_format.encode_choice(item.question) for item in items]
-    return prompts, [[model.chat_format.letter_id(letter) for letter in item.letters] for item in items]
-
-
-def _run_once(which: str, model: LlamaWrapper, prompts: Any, steerings: Any, letters: Any) -> None:
-    if which == "plain":
-        plain_loop(model, prompts, steerings[:3], letters)
-    else:
-        list(model.score(prompts, steerings, letters))
+    letters = [[model.chat_format.letter_id(letter) for letter in item.letters] for item in items]
+    return Work(
+        len(prompts),
+        lambda steerings: dict(model.score(prompts, steerings, letters)),
+        lambda steerings: plain_loop(model, prompts, steerings, letters),
+        lambda steerings: list(model.score(prompts[:2], steerings, letters[:2])),
+    )
 
 
 def _memory_in_own_process(which: str, argv: Sequence[str] | None) -> float:

@@ -41,7 +41,7 @@ class Response:
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     error: dict[str, Any] | None = None
-    """For a status that is no success."""
+    """For a status other than success."""
     raw: str | None = None
     """Body to send as it is."""
     stall: float = 0.0

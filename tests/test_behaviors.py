@@ -161,7 +161,7 @@ def test_what_needs_system_prompts_or_a_rubric_says_so_in_one_line(tmp_path: Pat
         ({**PIRATE, "metric": {"kind": "words", "words": "arr"}}, ", key 'words': expected a list with at least one"),
         ({**PIRATE, "metric": {"kind": "words", "words": []}}, ", key 'words': expected a list with at least one"),
         ({**PIRATE, "metric": {"kind": "words", "words": ["a", 7]}}, ", key 'words', entry 1: expected text"),
-        ({**PIRATE, "metric": {"kind": "words", "words": ["a", "a"]}}, ", key 'words': 'a' stands in the list twice"),
+        ({**PIRATE, "metric": {"kind": "words", "words": ["a", "a"]}}, ", key 'words': 'a' is in the list twice"),
         ({**PIRATE, "rubric": "\ud800"}, ", key 'rubric': not valid Unicode text (lone surrogate)"),
     ],
 )

@@ -255,7 +255,7 @@ def _texts(value: Any, where: str) -> tuple[str, ...]:
         raise UserError(f"{where}: expected a list with at least one text, found {short(value)}")
     texts = [check_text(entry, f"{where}, entry {index}") for index, entry in enumerate(value)]
     if repeated := [text for index, text in enumerate(texts) if text in texts[:index]]:
-        raise UserError(f"{where}: {short(repeated[0])} stands in the list twice")
+        raise UserError(f"{where}: {short(repeated[0])} is in the list twice")
     return tuple(texts)
 
 

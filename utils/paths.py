@@ -4,17 +4,17 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
 from utils.errors import UserError
-from utils.settings import Reading, ResultType, Side, SteeringSettings, VectorKind
+from utils.settings import Origin, Reading, ResultType, Side, SteeringSettings, VectorKind
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MODELS_DIR = REPOSITORY / "models"
 
-_KIND_IN_NAME = re.compile(r"_(read|method)=")
+_KIND_IN_NAME = re.compile(r"_(read|method|from)=")
 
 
 @dataclass(frozen=True)
@@ -27,24 +27,28 @@ class VectorFile:
 
     def __post_init__(self) -> None:
         if _KIND_IN_NAME.search(self.model_label):
-            raise UserError(
-                f"a model called {self.model_label!r} cannot be told from a kind of vector; rename its folder"
-            )
+            raise UserError(f"a model called {self.model_label!r} reads like a kind of vector; rename its folder")
 
     @property
     def name(self) -> str:
         return f"vec_layer_{self.layer}_{self.model_label}{self.kind.suffix}.pt"
 
 
-_VECTOR_NAME = re.compile(r"vec_layer_(\d+)_(.+?)(?:_read=(letter|answer|last|prompt))?(?:_method=([a-z0-9_]+))?\.pt")
+_VECTOR_NAME = re.compile(
+    r"vec_layer_(\d+)_(.+?)(?:_read=(letter|answer|last|prompt))?(?:_method=([a-z0-9_]+?))?(?:_from=(answers))?\.pt"
+)
 
 
 def parse_vector_name(name: str) -> VectorFile | None:
     """Read a vector's file name; None where it is not one that the suite writes."""
     if not (match := _VECTOR_NAME.fullmatch(name)):
         return None
-    layer, label, reading, method = match.groups()
-    kind = VectorKind(cast(Reading, reading or VectorKind.reading), method or VectorKind.method)
+    layer, label, reading, method, origin = match.groups()
+    kind = VectorKind(
+        cast(Reading, reading or VectorKind.reading),
+        method or VectorKind.method,
+        cast(Origin, origin or VectorKind.origin),
+    )
     found = VectorFile(int(layer), label, kind)
     return found if found.name == name else None
 
@@ -166,8 +170,11 @@ class DataPaths:
             raise UserError(f"{folder}: several models have a {what}: {labels}; name one of them")
         return folder / files[0].name
 
-    def activations(self, behavior: str, side: Side, layer: int, model_label: str, reading: Reading = "letter") -> Path:
-        read = VectorKind(reading).suffix
+    def activations(
+        self, behavior: str, side: Side, layer: int, model_label: str, kind: VectorKind = VectorKind()
+    ) -> Path:
+        """Whatever the kind's estimator is: activations are what it takes."""
+        read = replace(kind, method=VectorKind.method).suffix
         return self.root / "activations" / behavior / f"activations_{side}_{layer}_{model_label}{read}.pt"
 
     def result(self, settings: SteeringSettings) -> Path:

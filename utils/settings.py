@@ -23,13 +23,17 @@ StartPosition = Literal["end_of_prompt", "all"]
 Reading = Literal["letter", "answer", "last", "prompt"]
 """Where activations are read: at the answer's letter, over all tokens of its text, at its last token, or at the last
 token of the prompt."""
+Origin = Literal["pairs", "answers"]
+"""Whose answers a vector is made from: those of the contrast pairs, or the model's own under two system prompts."""
 METHODS = ("mean", "pca", "pca_pairs", "probe", "lda")
 """The estimators that a vector may be made by (`utils.vectors.estimators`)."""
 Knob = Literal["multiplier", "strength"]
 """How much is added: so many times the vector, or a norm as a share of the layer's residual norm."""
+Orders = Literal["given", "both"]
+"""Whether lettered answers stand as the set gives them, or an item is asked twice, its two answers exchanged."""
 
 BEHAVIOR_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
-# separators, control characters, and what is no Unicode or breaks a line
+# separators, control characters, and what is not Unicode or breaks a line
 _UNSAFE_IN_NAME = re.compile(r"[/\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _MAX_NAME_BYTES = 255
 
@@ -50,6 +54,8 @@ class Key:
     """Stands for a file, whose path the flag takes."""
     always_named: bool = False
     """Stands in a name at its default too, as in the published names."""
+    word: str | None = None
+    """What it is called in names and as a flag, where a field cannot be called so."""
     names_another: bool = False
     """Is the name under which another setting stands, and stands nowhere itself."""
 
@@ -117,12 +123,15 @@ class SteeringSettings:
     """Where the vector was read."""
     method: Annotated[str, Key(_method, steers=True)] = "mean"
     """The estimator that made it."""
+    origin: Annotated[Origin, Key(_one_of("origin", get_args(Origin)), steers=True, word="from")] = "pairs"
+    """Whose answers it was made from."""
     vector: Annotated[str | None, Key(str, steers=True)] = None
     """Names of the vector files that are used, joined by '+', where they are not a behavior's."""
     questions: Annotated[str | None, Key(str)] = None
     """Name of the file whose questions are asked, where they are not the behavior's test set."""
     limit: Annotated[int | None, Key(int)] = None
     """How many items of the test set are asked, the first ones; None for all."""
+    orders: Annotated[Orders, Key(_one_of("orders", get_args(Orders)))] = "given"
     knob: Annotated[Knob, Key(_one_of("knob", get_args(Knob)), steers=True, names_another=True)] = "multiplier"
 
     def __post_init__(self) -> None:
@@ -170,12 +179,12 @@ class SteeringSettings:
         return "_".join(f"{self._name_of(name)}={self._written(name)}" for name in named)
 
     def _name_of(self, key: str) -> str:
-        return self.knob if key == "multiplier" else key
+        return self.knob if key == "multiplier" else _WORDS[key]
 
     def differing(self) -> str:
         """The settings beyond what every command names (what is swept, type and model), in words."""
         names = [name for name in self._particular() if _DEFAULTS[name] is not MISSING]
-        return ", ".join(f"{name}={self._written(name)}" for name in names)
+        return ", ".join(f"{_WORDS[name]}={self._written(name)}" for name in names)
 
     def command_words(self, path_of: Callable[[str], str]) -> list[str]:
         """The flags that ask for these settings, but for what is swept over and the model.
@@ -186,7 +195,7 @@ class SteeringSettings:
         words = []
         for name in self._particular():
             text = self._written(name)
-            words += [f"--{name}", path_of(text) if KEYS[name].is_file else text]
+            words += [f"--{_WORDS[name]}", path_of(text) if KEYS[name].is_file else text]
         return words
 
     def _particular(self) -> list[str]:
@@ -213,7 +222,7 @@ class SteeringSettings:
     @property
     def vector_kind(self) -> "VectorKind":
         """Of the vectors that are added."""
-        return VectorKind(self.read, self.method)
+        return VectorKind(self.read, self.method, self.origin)
 
     def same_model(self, other: "SteeringSettings") -> bool:
         """Whether both name the same model."""
@@ -223,7 +232,8 @@ class SteeringSettings:
 KEYS: dict[str, Key] = {field.name: field.type.__metadata__[0] for field in fields(SteeringSettings)}  # type: ignore[union-attr]
 """Every setting's key by its name, in the order of file names."""
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(SteeringSettings)}
-_NAMES = [*(name for name, key in KEYS.items() if not key.names_another), "strength"]
+_WORDS = {name: key.word or name for name, key in KEYS.items()}
+_NAMES = [*(_WORDS[name] for name, key in KEYS.items() if not key.names_another), "strength"]
 _KEY_AT = re.compile(r"(?:^results_|_)(" + "|".join(_NAMES) + r")=")
 
 
@@ -234,18 +244,23 @@ class VectorKind:
     reading: Reading = "letter"
     method: str = "mean"
     """The estimator's name."""
+    origin: Origin = "pairs"
 
     @property
     def suffix(self) -> str:
         """What a file name bears, e.g. `_read=answer_method=pca`; empty for the published kind."""
-        reading = f"_read={self.reading}" if self.reading != VectorKind.reading else ""
-        return reading + (f"_method={self.method}" if self.method != VectorKind.method else "")
+        return "".join(f"_{word}={value}" for word, value in self._particular())
 
     @property
     def command_words(self) -> list[str]:
         """The flags that name this kind."""
-        reading = ["--read", self.reading] if self.reading != VectorKind.reading else []
-        return reading + (["--method", self.method] if self.method != VectorKind.method else [])
+        return [part for word, value in self._particular() for part in (f"--{word}", value)]
+
+    def _particular(self) -> list[tuple[str, str]]:
+        """What differs from the published kind."""
+        named = {"read": self.reading, "method": self.method, "from": self.origin}
+        published = {"read": VectorKind.reading, "method": VectorKind.method, "from": VectorKind.origin}
+        return [(word, value) for word, value in named.items() if value != published[word]]
 
 
 def parse_result_name(name: str) -> SteeringSettings:
@@ -258,7 +273,8 @@ def parse_result_name(name: str) -> SteeringSettings:
     try:
         if "strength" in texts and "multiplier" not in texts:
             texts |= {"multiplier": texts.pop("strength"), "knob": "strength"}
-        values = {key: KEYS[key].read(text) for key, text in texts.items()}
+        fields_of = {word: name for name, word in _WORDS.items()}
+        values = {fields_of[word]: KEYS[fields_of[word]].read(text) for word, text in texts.items()}
         settings = SteeringSettings(**values)
     except (TypeError, ValueError, UserError) as err:  # TypeError: a key is missing
         raise UserError(f"{name!r} is not a result file name") from err

@@ -124,7 +124,7 @@ def _fetch(root: Path, server: _Server, *flags: str) -> int:
 
 
 def _installed(root: Path) -> dict[str, bytes]:
-    """Every file under datasets/ that is no provenance record, dot-files included."""
+    """Every file under datasets/ but the provenance records, dot-files included."""
     datasets = root / "datasets"
     return {
         path.relative_to(datasets).as_posix(): path.read_bytes()

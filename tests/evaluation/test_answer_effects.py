@@ -21,7 +21,7 @@ from utils.evaluation.answer_metrics import measures_of
 from utils.evaluation.answer_table import interval, state
 from utils.evaluation.paired_tests import paired_tests
 from utils.figures.answers import answers_table, plot_answers
-from utils.figures.style import read_table
+from utils.files.tables import read_table
 from utils.settings import SteeringSettings
 
 SENTIMENT = measures_of(Metric("sentiment"))

@@ -67,7 +67,7 @@ def test_nearly_equal_items_have_the_interval_that_values_not_seen_allow_and_non
     values = np.zeros((4, 50))
     values[1, :2] = 0.1, 0.3
     values[2] = 0.7
-    values[3] = 0.3 * 3 + np.tile([-1e-16, 1e-16], 25)  # rounding is no difference
+    values[3] = 0.3 * 3 + np.tile([-1e-16, 1e-16], 25)  # rounding is not a difference
     found = mean_estimates(values, seed=0, bounds=(0.0, 1.0))
     none_of_50, two_of_50 = (stats.binomtest(k, 50).proportion_ci(0.95, method="exact").high for k in (0, 2))
     expected = [

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from utils.figures.style import Table
+from utils.files.tables import Table
 
 
 class Drawn(list[Figure]):

@@ -8,7 +8,7 @@ import pytest
 
 from plot_results import main
 from tests.roots import put_json
-from utils.figures.style import read_table
+from utils.files.tables import read_table
 from utils.paths import DataPaths
 from utils.settings import SteeringSettings
 

@@ -15,7 +15,8 @@ from utils.figures.lines import (
     multiplier_styles,
     nth_style,
 )
-from utils.figures.style import Table, figure_style, new_figure, read_table, save_figure, set_title
+from utils.figures.style import figure_style, new_figure, save_figure, set_title
+from utils.files.tables import Table, read_table
 
 
 def estimate(value: float) -> Estimate:

@@ -14,9 +14,9 @@ import analyze_vectors
 from llama_wrapper import LlamaWrapper
 from tests.models import N_LAYERS, decoder_blocks, final_norm, random_vector, steered_logits
 from tests.roots import TINY_LABEL, error_lines, snapshot
-from utils.figures.style import read_table
 from utils.files import writing
 from utils.files.reading import load_vector
+from utils.files.tables import read_table
 from utils.files.writing import save_tensor
 from utils.model.checkpoints import choose_model
 from utils.model.steering import Steering

@@ -196,7 +196,7 @@ def test_a_server_that_echoes_the_key_does_not_bring_it_into_messages_or_replies
 )
 def test_a_response_that_is_no_chat_completion_is_a_reply_at_fault(body: str) -> None:
     reply, usage = read_completion(body)
-    assert reply.fault == "the response is no chat completion"
+    assert reply.fault == "the response is not a chat completion"
     assert reply.text == body
     assert usage is None
 

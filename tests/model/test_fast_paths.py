@@ -267,7 +267,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(
     with caplog.at_level(logging.WARNING):
         asked.assert_right(asked.scores(batch_size=6))
     assert sum(ran) == 6 and max(ran) <= 2
-    assert any("out of memory with 6 at once; going on with 3" in message for message in caplog.messages)
+    assert any("out of memory with 6 at once; continuing with 3" in message for message in caplog.messages)
 
 
 def test_what_was_computed_before_memory_ran_out_is_not_computed_again(

@@ -198,6 +198,6 @@ def test_code_that_comes_with_a_checkpoint_is_not_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["nonsense", "cuda:99", "meta device"])
 def test_a_device_that_is_not_there_is_named(name: str) -> None:
-    with pytest.raises(UserError, match=rf"--device {name} is not to be had here .* leave it out or use cpu"):
+    with pytest.raises(UserError, match=rf"--device {name} is not available here .* leave it out or use cpu"):
         pick_device(name)
     assert pick_device("cpu") == torch.device("cpu")

@@ -18,7 +18,7 @@ import pytest
 from plot_results import main
 from tests.roots import TINY_LABEL, error_lines, put_json, write_small_datasets
 from utils.errors import UserError
-from utils.figures.style import read_table
+from utils.files.tables import read_table
 from utils.model.checkpoints import choose_model
 from utils.model.loading import load_local_tokenizer
 from utils.paths import DataPaths

@@ -24,7 +24,7 @@ used = resource.getrusage(resource.RUSAGE_SELF)
 heavy = [name for name in {HEAVY!r} if name in sys.modules and name not in ("tqdm", "asyncio")]
 print(json.dumps([code, heavy, used.ru_utime + used.ru_stime]))
 """
-STEPS = ("normalized", "scores", "weights")
+STEPS = ("normalized", "activations", "scores", "weights")
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from analyze_vectors import main
 from tests.reference import carried_path
 from tests.roots import copy_carried, error_lines, snapshot
 from utils.behaviors import published_behaviors
-from utils.figures.style import figure_style, read_table
+from utils.figures.style import figure_style
 from utils.figures.vector_sets import (
     chat_and_base,
     plan_behavior_similarities,
@@ -22,6 +22,7 @@ from utils.figures.vector_sets import (
     plan_norms,
 )
 from utils.figures.vectors import behaviors_sheet, layers_sheet, norms_figure, pairs_figure
+from utils.files.tables import read_table
 from utils.files.writing import save_tensor
 from utils.paths import DataPaths
 from utils.vectors.files import load_vector_table
@@ -75,7 +76,7 @@ def root(analyzed: Path, tmp_path: Path) -> Path:
 def drawing_is_stubbed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the tables are written."""
     from utils.figures import vector_run
-    from utils.figures.style import save_table
+    from utils.files.tables import save_table
 
     monkeypatch.setattr(vector_run, "save_figure", lambda _figure, stem, table: [save_table(stem, table)])
 

@@ -14,8 +14,8 @@ import prompting_with_steering
 from tests.model.test_answer_scoring import by_hand
 from tests.models import N_LAYERS, build_wrapper
 from tests.roots import TINY_LABEL, error_lines, put_json, results
-from utils.figures.style import read_table
 from utils.files.reading import load_vector
+from utils.files.tables import read_table
 from utils.model.pairs import encode_answer
 from utils.model.steering import Steering
 from utils.paths import DataPaths

@@ -9,9 +9,14 @@ import pytest
 import choose_steering
 import generate_vectors
 import normalize_vectors
+import plot_results
+import prompting_with_steering
+import scoring
 from tests.models import N_LAYERS
 from tests.roots import TINY_LABEL, error_lines, put_json, snapshot
 from utils.evaluation.choice import MAX_STRENGTH, solve_strength, validation_items
+from utils.evaluation.chosen import holm
+from utils.files.tables import read_table
 from utils.paths import DataPaths
 from utils.settings import VectorKind
 
@@ -147,3 +152,43 @@ def test_vectors_for_choosing_are_made_without_the_validation_items(
     held_out = {records[i]["question"] for i in validation_items(12, 0, "sea")}
     [questions] = read
     assert len(questions) == 8 and not held_out & set(questions)
+
+
+def test_controls_have_the_norm_of_what_was_chosen_and_stand_in_the_table(
+    run: Callable[..., int], root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (run(generate_vectors), run(normalize_vectors), run(choose_steering)) == (0, 0, 0)
+    kept = json.loads((root / "vectors" / "sea" / "chosen_tiny-chat_read=answer.json").read_text())
+    assert set(kept["controls"]) == {"random"}  # text pairs have no letter vector
+    assert kept["controls"]["random"]["n"] == kept["test"]["n"]
+    [chosen, random] = read_table(root / "analysis" / "chosen_effects_tiny-chat_read=answer.txt")
+    assert (chosen["vector"], random["vector"]) == ("chosen", "random")
+    assert float(chosen["effect"]) == kept["test"]["effect"]
+    assert float(random["p"]) == kept["controls"]["random"]["p_value"]
+    assert "random vector" in capsys.readouterr().out
+
+
+def test_the_report_shows_what_was_chosen_and_measured_answers_with_their_fluency(
+    run: Callable[..., int], root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = DataPaths(root)
+    behavior = {"id": "sea", "label": "Sea", "matching": "speaks of the sea"}
+    put_json(paths.behavior_file("sea"), behavior | {"metric": {"kind": "words", "words": ["sea", "owls"]}})
+    put_json(paths.test_dataset("sea", "open_ended"), [{"question": f"What of {n} owls?"} for n in range(4)])
+    assert (run(generate_vectors), run(normalize_vectors), run(choose_steering)) == (0, 0, 0)
+    asked = ("--type", "open_ended", "--layers", 1, "--multipliers", 0, 2, "--max_new_tokens", 5)
+    assert run(prompting_with_steering, *asked) == 0
+    measure = ["--behaviors", "sea", "--metrics", "--no_perplexity", "--root", str(root)]
+    assert scoring.main(measure) == 0
+    capsys.readouterr()
+    assert run(plot_results, "--report") == 0
+    assert "distinct-2" in capsys.readouterr().out
+    [page] = (root / "analysis").glob("report_*.html")
+    text = page.read_text()
+    assert "Free answers, measured, Sea" in text and "Chosen layer and strength, Sea" in text
+    assert text.count("</figure>") == 2
+
+
+def test_holm_multiplies_by_the_tests_that_are_left() -> None:
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]

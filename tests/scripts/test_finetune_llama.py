@@ -22,8 +22,8 @@ from tests.models import build_model, save_checkpoint
 from tests.reference import carried_path
 from tests.roots import copy_carried, error_lines, snapshot
 from utils.data.records import load_choice_items
-from utils.figures.style import read_table
 from utils.files.provenance import read_provenance
+from utils.files.tables import read_table
 from utils.files.writing import save_tensor
 from utils.finetuning import checkpoints
 from utils.finetuning import run as finetuning_run

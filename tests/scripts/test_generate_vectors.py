@@ -223,7 +223,7 @@ REFUSED = {
     "empty dataset": (break_dataset("[]"), [], f"{DATASET}: the list is empty"),
     "model folder": (leave_alone, ["--model", "/no/such/model"], "--model /no/such/model: there is no such folder"),
     "two models": (leave_alone, ["--model_size", "13b"], "not allowed with argument --model"),
-    "device": (leave_alone, ["--device", "abacus"], "--device abacus is not to be had here"),
+    "device": (leave_alone, ["--device", "abacus"], "--device abacus is not available here"),
 }
 
 

@@ -18,7 +18,7 @@ from utils.data.records import ContrastPair
 from utils.evaluation.separation import LayerActivations, look_at_layer
 from utils.figures.activation_plans import is_current
 from utils.figures.activations import Drawn, letter_marker, plot_layer, plot_sheet
-from utils.figures.style import read_table
+from utils.files.tables import read_table
 from utils.files.writing import save_tensor
 from utils.paths import DataPaths
 

@@ -17,7 +17,8 @@ import pytest
 from plot_results import main
 from tests.reference import carried_path, reference_path
 from utils.behaviors import published_behaviors
-from utils.figures.style import Table, latex_text, read_table
+from utils.figures.style import latex_text
+from utils.files.tables import Table, read_table
 from utils.paths import DataPaths
 from utils.settings import SteeringSettings
 

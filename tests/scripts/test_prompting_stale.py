@@ -60,7 +60,7 @@ def test_results_of_weights_that_were_fine_tuned_again_are_kept_with_a_word_unti
     assert evaluate(*command) == 0
     assert loads == [TINY_LABEL]  # once, by the first run
     [line] = warnings(capsys)
-    assert line.startswith("3 result files that are there were made otherwise: weights_sha256 (")
+    assert line.startswith("3 result files that are there were made with other settings: weights_sha256 (")
     assert line.endswith("; --overwrite makes them again")
     assert result_bytes(steered_root) == before
     assert evaluate(*command, "--overwrite") == 0
@@ -114,7 +114,7 @@ def test_results_that_were_made_otherwise_are_named_with_what_differs(
     request.getfixturevalue("loading_is_forbidden")
     assert evaluate(*layers, *flags) == 0
     [line] = warnings(capsys)
-    assert line.startswith(f"{n_files} result files that are there were made otherwise: ")
+    assert line.startswith(f"{n_files} result files that are there were made with other settings: ")
     assert named in line
     assert result_bytes(steered_root) == before
 
@@ -127,7 +127,9 @@ def test_results_of_all_behaviors_are_named_in_one_warning(
     capsys.readouterr()
     assert evaluate(*command, "--max_new_tokens", 5) == 0
     [line] = warnings(capsys)
-    assert line.startswith("4 result files that are there were made otherwise: max_new_tokens (4, now 5); e.g. ")
+    assert line.startswith(
+        "4 result files that are there were made with other settings: max_new_tokens (4, now 5); e.g. "
+    )
 
 
 def test_what_only_the_loaded_model_tells_is_compared_when_it_is_loaded_and_nothing_is_said_twice(
@@ -139,9 +141,9 @@ def test_what_only_the_loaded_model_tells_is_compared_when_it_is_loaded_and_noth
     capsys.readouterr()
     assert evaluate("--layers", 1, 2, 3) == 0
     first, second = warnings(capsys)
-    assert first.startswith("2 result files that are there were made otherwise: vector_sha256 (")
+    assert first.startswith("2 result files that are there were made with other settings: vector_sha256 (")
     assert second.startswith(
-        "4 result files that are there were made otherwise: weights_fingerprint (of other weights, now "
+        "4 result files that are there were made with other settings: weights_fingerprint (of other weights, now "
     )
 
 

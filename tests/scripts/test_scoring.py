@@ -111,7 +111,7 @@ def test_a_response_that_is_no_json_is_unscored_after_two_tries_and_kept(root: P
     (record,) = json.loads(scores_path(root, "sycophancy", name).read_text())
     assert record["score"] is None
     assert record["judge_reply"] == "<html>" + "x" * 494
-    assert record["unscored_reason"] == "the response is no chat completion"
+    assert record["unscored_reason"] == "the response is not a chat completion"
 
 
 def test_equal_answers_are_asked_once_and_written_everywhere(root: Path) -> None:

@@ -13,8 +13,8 @@ import scoring
 from tests.answers import put_answers
 from tests.models import build_wrapper
 from tests.roots import TINY_LABEL, error_lines, put_json, snapshot
-from utils.figures.style import read_table
 from utils.files.provenance import read_provenance
+from utils.files.tables import read_table
 from utils.model.perplexity import FreeAnswer, perplexities
 from utils.paths import REPOSITORY
 
@@ -183,12 +183,16 @@ def test_another_word_list_or_other_answers_make_files_stale_and_they_are_left_o
     put_answers(root, "joy", ["The ship.", "No."], 2, 1.0, model=TINY_LABEL)
     assert run() == 1
     out, err = capsys.readouterr()
-    assert "1 files of measured answers were made otherwise" in err and "results_sha256" in err and steered in err
+    assert (
+        "1 files of measured answers were made with other settings" in err
+        and "results_sha256" in err
+        and steered in err
+    )
     assert [line.split()[1] for line in out.splitlines() if line.split()[:1] == ["2"]] == ["0", "0"]
     put_behavior(root, {"kind": "words", "words": ["tea"]})
     assert run() == 1
     out, err = capsys.readouterr()
-    assert "2 files of measured answers were made otherwise" in err and "metric_sha256" in err and out == ""
+    assert "2 files of measured answers were made with other settings" in err and "metric_sha256" in err and out == ""
     name = f"open_ended_metrics/joy/{plain}"
     assert snapshot(root / "results")[name] == before[name]
     assert run("--overwrite") == 0
@@ -205,7 +209,7 @@ def test_other_weights_under_the_same_name_are_noticed(
     put_answers(root, "joy", STEERED, 2, 2.0, model=TINY_LABEL)
     assert run("--model", save_checkpoint(tmp_path / "other" / TINY_LABEL, seed=1)) == 1
     err = capsys.readouterr().err
-    assert "2 files of measured answers were made otherwise" in err and "weights_fingerprint" in err
+    assert "2 files of measured answers were made with other settings" in err and "weights_fingerprint" in err
     assert measured_path(root, plain).exists()
 
 

@@ -51,7 +51,7 @@ def test_normalised_vectors_that_do_not_fit_are_found() -> None:
     assert not any(vars(normalisation_faults(before, after)).values())
     after[1, 2] = after[1, 3]
     after[0, 0] *= 1.01
-    after[2, 1] = np.nan  # missing is no fault
+    after[2, 1] = np.nan  # missing is not a fault
     faults = normalisation_faults(before, after)
     assert faults.other_direction == ((1, 2),)
     assert faults.unequal_norms == (0,)

@@ -12,7 +12,7 @@ from utils.errors import UserError
 from utils.model.checkpoints import MODEL_SIZES, ModelChoice, choose_model
 from utils.model.checkpoints import check_layers as check_layers  # scripts take it from here
 from utils.paths import REPOSITORY, DataPaths
-from utils.settings import METHODS, Reading, VectorKind
+from utils.settings import METHODS, Origin, Reading, VectorKind
 
 
 class _Parser(argparse.ArgumentParser):
@@ -90,7 +90,7 @@ def add_multipliers(parser: argparse.ArgumentParser, default: Sequence[float] | 
         type=values.finite_float,
         default=default,
         metavar="X",
-        help=f"multiples of the steering vector that are added; 0 is no steering (default: {help_default})",
+        help=f"multiples of the steering vector that are added; 0 means no steering (default: {help_default})",
     )
     amount.add_argument(
         "--strengths",
@@ -124,7 +124,7 @@ def add_model_filter(parser: argparse.ArgumentParser) -> None:
 
 def add_device(parser: argparse._ActionsContainer) -> None:
     """Flags that say where a model is run."""
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, ... (default: the best there is)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, ... (default: the best available)")
     parser.add_argument(
         "--device_map", choices=["auto"], help="auto: split one model over all GPUs (default: one device)"
     )
@@ -153,9 +153,18 @@ def add_vector_kind(parser: argparse.ArgumentParser, default: str | None = None)
         f"pair-centred activations, a logistic probe, or a linear discriminant (default: {default or 'mean'})",
     )
 
+    parser.add_argument(
+        "--from",
+        dest="origin",
+        choices=get_args(Origin),
+        default=None if default else VectorKind.origin,
+        help="whose answers vectors are made from: those of the contrast pairs, or those that the model itself gives "
+        f"under the behavior's two system prompts (default: {default or 'pairs'})",
+    )
+
 
 def vector_kind(args: argparse.Namespace) -> VectorKind:
-    return VectorKind(args.read, args.method)
+    return VectorKind(args.read, args.method, args.origin)
 
 
 def add_compute(parser: argparse.ArgumentParser) -> None:
@@ -171,7 +180,7 @@ def add_compute(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no_packing",
         action="store_true",
-        help="one full sequence for every combination: slow, the reference for the packed passes",
+        help="run one full pass per combination: slow, the reference for the packed passes",
     )
 
 

@@ -24,6 +24,25 @@ def split_choices(question: str) -> tuple[str, dict[str, str]]:
     return prompt, {mark.group(1): text for mark, text in zip(marks, texts, strict=True)}
 
 
+def exchange_choices(question: str, one: str, other: str) -> str:
+    """The question with the texts of two choices exchanged; all else stays as it stands.
+
+    Raises:
+        UserError: If one of the letters has no text.
+    """
+    marks = list(_CHOICE.finditer(question))
+    ends = [following.start() for _, following in pairwise(marks)] + [len(question)]
+    spans = {}
+    for mark, end in zip(marks, ends, strict=True):
+        text = question[mark.end() : end]
+        spans[mark.group(1)] = (mark.end(), mark.end() + len(text.rstrip()))
+    if absent := [letter for letter in (one, other) if letter not in spans or spans[letter][0] == spans[letter][1]]:
+        raise UserError(f"the question has no text for choice ({absent[0]}), so its answers cannot be exchanged")
+    (start, end), (later_start, later_end) = sorted((spans[one], spans[other]))
+    first, second = question[start:end], question[later_start:later_end]
+    return question[:start] + second + question[end:later_start] + first + question[later_end:]
+
+
 def check_choices(question: str, answer_letters: Collection[str], where: str) -> None:
     """Refuse a question whose choices are missing, empty, out of order, or lack an answer's letter.
 

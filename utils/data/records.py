@@ -7,11 +7,11 @@ Every loader checks what it reads and names file, item index and key when someth
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from utils.data.choices import split_choices
+from utils.data.choices import exchange_choices, split_choices
 from utils.errors import UserError
 from utils.files.reading import check_text, read_json, short
 from utils.paths import DataPaths
@@ -70,6 +70,11 @@ class ChoiceItem:
     def letters(self) -> tuple[str, ...]:
         """The letters whose probabilities are recorded: A and B, as published, then the answers' own."""
         return tuple(dict.fromkeys(("A", "B", self.target_letter, self.other_letter)))
+
+    def exchanged(self) -> "ChoiceItem":
+        """The same item with the texts of its two answers exchanged, so that each bears the other's letter."""
+        question = exchange_choices(self.question, self.target_letter, self.other_letter)
+        return replace(self, question=question, target_letter=self.other_letter, other_letter=self.target_letter)
 
     def result_record(self, probabilities: Mapping[str, float]) -> dict[str, Any]:
         """The item's result record; `probabilities` maps each of `letters` to its probability."""
@@ -194,6 +199,18 @@ def load_open_ended_questions(path: Path, hint: str = "") -> list[str]:
         UserError: If the file is missing or a record has no question.
     """
     return [record_text(record, "question", path, index) for index, record in enumerate(load_records(path, hint))]
+
+
+def load_questions(path: Path, hint: str = "") -> list[str]:
+    """Load questions to be answered freely: an open-ended set, or the questions of contrast pairs, without choices.
+
+    Raises:
+        UserError: If the file is missing or a record has no question.
+    """
+    records = load_records(path, hint)
+    if not all(key in record for record in records for key in ANSWER_KEYS):
+        return load_open_ended_questions(path, hint)
+    return [pair.question for pair in load_text_pairs(path, hint)]
 
 
 def contrast_pair(record: dict[str, Any], path: Path, index: int) -> Pair:

@@ -1,7 +1,8 @@
 """Which layer and how strong: chosen on validation items under a budget of side effects, then tested once.
 
 The validation items are a part of the generate set. While choosing, vectors are made from the rest of it, so
-that no item says how well a vector works that it has helped to make. Test items are read once, at the end,
+that no item says how well a vector works that it has helped to make (vectors of the model's own answers have seen
+none of them). Test items are read once, at the end,
 with the vectors of the whole generate set.
 
 The budget is on the KL divergence to the unsteered model on neutral prompts. For small strengths KL grows with
@@ -12,8 +13,7 @@ import logging
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,11 +23,10 @@ from torch import Tensor
 from utils.cli.progress import progress
 from utils.data.records import AnyPair, TextPair, load_open_ended_questions, load_text_pairs
 from utils.errors import UserError
-from utils.evaluation.chosen import ChoiceRequest
+from utils.evaluation.chosen import Choice, ChoiceRequest, LayerChoice, Outcome
 from utils.evaluation.metrics import mean_estimates
 from utils.evaluation.paired_tests import paired_tests
-from utils.files.reading import load_vector, sha256_of
-from utils.files.writing import write_json
+from utils.files.reading import load_vector
 from utils.model.answer_scoring import AnswerPair
 from utils.model.pairs import encode_answer
 from utils.model.side_effects import linear_range, measure_kl, neutral_answers
@@ -56,51 +55,6 @@ LEVELS = (0.5, 1.0)
 LINEAR_STRENGTHS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 
 
-@dataclass(frozen=True)
-class LayerChoice:
-    """One layer at one strength, on the validation items."""
-
-    layer: int
-    strength: float
-    kl_95: float
-    effect: float
-    """Preference for the matching answer at +strength minus at -strength, in nats per token."""
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The effect of what was chosen on the test items."""
-
-    n: int
-    effect: float
-    """At +strength minus at -strength, in nats per token."""
-    low: float
-    high: float
-    p_value: float
-    at_minus: float
-    """Change from no steering at -strength."""
-    at_plus: float
-    moved_right: float
-    """Share of items that the steering moves its way."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What was chosen for one behavior."""
-
-    behavior: str
-    by_layer: tuple[LayerChoice, ...]
-    chosen: LayerChoice
-    n_validation: int
-    linear_up_to: float | None
-    """Largest strength up to which the last layer's change keeps its direction."""
-    multiplier: float
-    """Of the normalised vector, at the chosen strength."""
-    test: Outcome
-
-
 class Chooser:
     """Chooses for one model: what does not depend on the behavior is measured once."""
 
@@ -120,11 +74,16 @@ class Chooser:
         pairs, texts = load_both_forms(request.paths, behavior, request.kind)
         validation = validation_items(len(pairs), request.seed, behavior)
         chosen_set = set(validation)
-        vectors = self._vectors_of([pair for i, pair in enumerate(pairs) if i not in chosen_set])
+        vectors = (
+            self._vectors_of([pair for i, pair in enumerate(pairs) if i not in chosen_set])
+            if request.kind.origin == "pairs"
+            else {layer: self._whole_vector(behavior, layer, request.kind) for layer in request.layers}
+        )
         strengths = self._solve_strengths(vectors)
         candidates = [(layer, level * strengths[layer]) for layer in request.layers for level in LEVELS]
         kl = self._kl_of(candidates, vectors)
-        effects = self._effects([texts[i] for i in validation], candidates, vectors, f"{behavior}: validation")
+        steerings = [self._steering(layer, strength, vectors[layer]) for layer, strength in candidates]
+        effects = self._effects([texts[i] for i in validation], steerings, f"{behavior}: validation")
         by_layer = [
             LayerChoice(layer, strength, kl[place], estimate.value, estimate.low, estimate.high)
             for place, ((layer, strength), estimate) in enumerate(
@@ -137,32 +96,42 @@ class Chooser:
 
     def _tested(self, behavior: str, best: LayerChoice, by_layer: tuple[LayerChoice, ...], n: int) -> Choice:
         request = self.request
-        vector = self._whole_vector(behavior, best.layer)
+        vector = self._whole_vector(behavior, best.layer, request.kind)
+        vectors = {"chosen": vector, **self._controls(behavior, best.layer, vector)}
+        steerings = [self._steering(best.layer, best.strength, one) for one in vectors.values()]
         items = load_text_pairs(request.paths.test_dataset(behavior, "answer_text"))
-        effects = self._effects(items, [(best.layer, best.strength)], {best.layer: vector}, f"{behavior}: test")
-        [estimate] = mean_estimates(effects.both, request.seed)
-        outcome = Outcome(
-            estimate.n,
-            estimate.value,
-            estimate.low,
-            estimate.high,
-            float(paired_tests(effects.both, request.seed).p_value[0]),
-            float(effects.minus.mean()),
-            float(effects.plus.mean()),
-            float((effects.both > 0).mean()),
-        )
+        effects = self._effects(items, steerings, f"{behavior}: test")
+        outcomes = dict(zip(vectors, outcomes_of(effects, request.seed), strict=True))
         unit = multiplier_of_strength(1.0, self.norms[best.layer], vector)
         linear = linear_range(
             self.model, self.neutral[0], Steering(best.layer, 1.0, vector), [unit * s for s in LINEAR_STRENGTHS]
         )
-        multiplier = unit * best.strength
-        return Choice(behavior, by_layer, best, n, None if linear is None else linear / unit, multiplier, outcome)
+        return Choice(
+            behavior,
+            by_layer,
+            best,
+            n,
+            None if linear is None else linear / unit,
+            unit * best.strength,
+            outcomes.pop("chosen"),
+            outcomes,
+        )
 
-    def _whole_vector(self, behavior: str, layer: int) -> Tensor:
+    def _controls(self, behavior: str, layer: int, vector: Tensor) -> dict[str, Tensor]:
+        """Vectors to test beside it at the same norm: a random one, and the letter vector where there is one."""
+        generator = torch.Generator().manual_seed(self.request.seed)
+        controls = {"random": torch.randn(vector.shape, generator=generator)}
+        letter = VectorKind()
+        path = self.request.paths.vector(behavior, layer, self.request.choice.label, normalized=True, kind=letter)
+        if self.request.kind != letter and path.exists():
+            controls["letter"] = self._whole_vector(behavior, layer, letter)
+        return controls
+
+    def _whole_vector(self, behavior: str, layer: int, kind: VectorKind) -> Tensor:
         request = self.request
-        path = request.paths.vector(behavior, layer, request.choice.label, normalized=True, kind=request.kind)
-        make = generate_command(request.paths, [behavior], [], request.choice, kind=request.kind)
-        then = normalize_command(request.paths, [], request.choice, kind=request.kind)
+        path = request.paths.vector(behavior, layer, request.choice.label, normalized=True, kind=kind)
+        make = generate_command(request.paths, [behavior], [], request.choice, kind=kind)
+        then = normalize_command(request.paths, [], request.choice, kind=kind)
         return load_vector(path, self.model.d_model, f"run: {make}, then: {then}")
 
     def _vectors_of(self, pairs: Sequence[AnyPair]) -> dict[int, Tensor]:
@@ -174,13 +143,12 @@ class Chooser:
         estimate = ESTIMATORS[kind.method]
         return {layer: estimate(positive[:, row], negative[:, row]) for row, layer in enumerate(layers)}
 
-    def _steering(self, layer: int, strength: float, vectors: Mapping[int, Tensor]) -> Steering:
-        multiplier = multiplier_of_strength(strength, self.norms[layer], vectors[layer])
-        return Steering(layer, multiplier, vectors[layer])
+    def _steering(self, layer: int, strength: float, vector: Tensor) -> Steering:
+        return Steering(layer, multiplier_of_strength(strength, self.norms[layer], vector), vector)
 
     def _kl_of(self, candidates: Sequence[tuple[int, float]], vectors: Mapping[int, Tensor]) -> list[float]:
         """95th percentile of the per-token KL of each candidate; the larger one of both signs."""
-        steerings = [self._steering(layer, sign * s, vectors) for layer, s in candidates for sign in (1, -1)]
+        steerings = [self._steering(layer, sign * s, vectors[layer]) for layer, s in candidates for sign in (1, -1)]
         found = measure_kl(self.model, self.neutral, steerings).percentile(0.95)
         return [float(pair.max()) for pair in found.view(-1, 2)]
 
@@ -199,13 +167,8 @@ class Chooser:
             for layer, s in solved.items()
         }
 
-    def _effects(
-        self,
-        items: Sequence[TextPair],
-        candidates: Sequence[tuple[int, float]],
-        vectors: Mapping[int, Tensor],
-        what: str,
-    ) -> "Effects":
+    def _effects(self, items: Sequence[TextPair], steerings: Sequence[Steering], what: str) -> "Effects":
+        """What each steering and its opposite change on some items."""
         encode = self.model.chat_format
         pairs = [
             AnswerPair(
@@ -213,7 +176,7 @@ class Chooser:
             )
             for item in items
         ]
-        signed = [self._steering(layer, sign * s, vectors) for layer, s in candidates for sign in (1, -1)]
+        signed = [replace(one, multiplier=sign * one.multiplier) for one in steerings for sign in (1, -1)]
         preference = np.empty((1 + len(signed), len(items)))
         with progress(total=len(items), desc=what) as bar:
             for index, scores in self.model.score_answers(pairs, [None, *signed], self.request.batch_size):
@@ -233,6 +196,24 @@ class Effects:
     @property
     def both(self) -> "np.ndarray[Any, np.dtype[np.float64]]":
         return self.plus - self.minus
+
+
+def outcomes_of(effects: Effects, seed: int) -> list[Outcome]:
+    """What each steering did to the items."""
+    p_values = paired_tests(effects.both, seed).p_value
+    return [
+        Outcome(
+            estimate.n,
+            estimate.value,
+            estimate.low,
+            estimate.high,
+            float(p_values[row]),
+            float(effects.minus[row].mean()),
+            float(effects.plus[row].mean()),
+            float((effects.both[row] > 0).mean()),
+        )
+        for row, estimate in enumerate(mean_estimates(effects.both, seed))
+    ]
 
 
 def solve_strength(strengths: Sequence[float], kl: Sequence[float], budget: float) -> float:
@@ -261,8 +242,8 @@ def load_both_forms(paths: DataPaths, behavior: str, kind: VectorKind) -> tuple[
     """
     if kind.reading == "prompt":
         raise UserError("--read prompt: pairs of prompts have no answers to choose by; choose with --read answer")
-    dataset, pairs = load_pairs_for(paths, behavior, kind.reading)
-    return pairs, load_text_pairs(dataset)
+    dataset = load_pairs_for(paths, behavior, kind.reading)
+    return dataset.pairs, load_text_pairs(dataset.path)
 
 
 def validation_items(n_pairs: int, seed: int, behavior: str) -> list[int]:
@@ -278,35 +259,3 @@ def validation_items(n_pairs: int, seed: int, behavior: str) -> list[int]:
             f"{math.ceil(MIN_VALIDATION / VALIDATION_SHARE)}, a third of which are set aside"
         )
     return sorted(random.Random(seed).sample(range(n_pairs), n))
-
-
-def save_choice(choice: Choice, request: ChoiceRequest, record: Mapping[str, Any]) -> Path:
-    """Write what was chosen, and how it was found."""
-    path = request.output(choice.behavior)
-    dataset, _ = load_pairs_for(request.paths, choice.behavior, request.kind.reading)
-    write_json(
-        path,
-        {
-            "behavior": choice.behavior,
-            "model": request.choice.label,
-            "read": request.kind.reading,
-            "method": request.kind.method,
-            "layer": choice.chosen.layer,
-            "strength": choice.chosen.strength,
-            "multiplier": choice.multiplier,
-            "linear_up_to_strength": choice.linear_up_to,
-            "kl_budget": request.kl,
-            "seed": request.seed,
-            "layers": list(request.layers),
-            "n_validation": choice.n_validation,
-            "validation": [asdict(one) for one in choice.by_layer],
-            "test": asdict(choice.test),
-            "made": {
-                **record,
-                "command": request.command,
-                "generate_sha256": sha256_of(dataset),
-                "test_sha256": sha256_of(request.paths.test_dataset(choice.behavior, "answer_text")),
-            },
-        },
-    )
-    return path

@@ -1,13 +1,21 @@
-"""What layer and strength were chosen for, and what was chosen; needs no model."""
+"""What layer and strength are to be chosen for, and what was chosen, as it is kept; needs no model."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from utils.behaviors import list_behaviors
 from utils.errors import UserError
-from utils.files.reading import read_json
+from utils.files.reading import read_json, sha256_of
+from utils.files.writing import write_json
 from utils.model.checkpoints import ModelChoice
 from utils.paths import DataPaths
 from utils.settings import VectorKind
+from utils.vectors.plan import pairs_path
+
+if TYPE_CHECKING:
+    from utils.evaluation.metrics import FloatArray
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,53 @@ class ChoiceRequest:
 
 
 @dataclass(frozen=True)
+class LayerChoice:
+    """One layer at one strength, on the validation items."""
+
+    layer: int
+    strength: float
+    kl_95: float
+    effect: float
+    """Preference for the matching answer at +strength minus at -strength, in nats per token."""
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The effect of what was chosen on the test items."""
+
+    n: int
+    effect: float
+    """At +strength minus at -strength, in nats per token."""
+    low: float
+    high: float
+    p_value: float
+    at_minus: float
+    """Change from no steering at -strength."""
+    at_plus: float
+    moved_right: float
+    """Share of items that the steering moves its way."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen for one behavior."""
+
+    behavior: str
+    by_layer: tuple[LayerChoice, ...]
+    chosen: LayerChoice
+    n_validation: int
+    linear_up_to: float | None
+    """Largest strength up to which the last layer's change keeps its direction."""
+    multiplier: float
+    """Of the normalised vector, at the chosen strength."""
+    test: Outcome
+    controls: Mapping[str, Outcome]
+    """The same of other vectors at the chosen layer and norm: `random`, and `letter` where there is a letter vector."""
+
+
+@dataclass(frozen=True)
 class ChosenSteering:
     """What `choose_steering.py` found, as other scripts read it."""
 
@@ -70,3 +125,114 @@ def load_chosen(paths: DataPaths, behavior: str, model_label: str, kind: VectorK
     if type(layer) is not int or not isinstance(strength, float) or layer < 0:
         raise UserError(f"{path}: layer {layer!r}, strength {strength!r}: not a choice; choose again with --overwrite")
     return ChosenSteering(layer, strength)
+
+
+def save_choice(choice: Choice, request: ChoiceRequest, record: Mapping[str, Any]) -> Path:
+    """Write what was chosen, and how it was found."""
+    path = request.output(choice.behavior)
+    dataset = pairs_path(request.paths, choice.behavior, request.kind.reading)
+    write_json(
+        path,
+        {
+            "behavior": choice.behavior,
+            "model": request.choice.label,
+            "read": request.kind.reading,
+            "method": request.kind.method,
+            "layer": choice.chosen.layer,
+            "strength": choice.chosen.strength,
+            "multiplier": choice.multiplier,
+            "linear_up_to_strength": choice.linear_up_to,
+            "kl_budget": request.kl,
+            "seed": request.seed,
+            "layers": list(request.layers),
+            "n_validation": choice.n_validation,
+            "validation": [asdict(one) for one in choice.by_layer],
+            "test": asdict(choice.test),
+            "controls": {name: asdict(outcome) for name, outcome in choice.controls.items()},
+            "made": {
+                **record,
+                "command": request.command,
+                "generate_sha256": sha256_of(dataset),
+                "test_sha256": sha256_of(request.paths.test_dataset(choice.behavior, "answer_text")),
+            },
+        },
+    )
+    return path
+
+
+def load_choice(path: Path) -> tuple[Choice, float]:
+    """What `save_choice` wrote, and the budget of KL.
+
+    Raises:
+        UserError: If the file is not one that it wrote.
+    """
+    content = _read_choice(path)
+    by_layer = content["validation"]
+    at = (content["layer"], content["strength"])
+    choice = Choice(
+        content["behavior"],
+        by_layer,
+        next(one for one in by_layer if (one.layer, one.strength) == at),
+        content["n_validation"],
+        content["linear_up_to_strength"],
+        content["multiplier"],
+        content["test"],
+        content["controls"],
+    )
+    return choice, content["kl_budget"]
+
+
+@dataclass(frozen=True)
+class TestedChoice:
+    """What a choice does to the test items, beside its controls."""
+
+    behavior: str
+    layer: int
+    strength: float
+    effect: Outcome
+    controls: Mapping[str, Outcome]
+    p_holm: float
+    """Of the effect, corrected over the behaviors beside it."""
+
+
+def tested_choices(request: ChoiceRequest) -> list[TestedChoice]:
+    """Every behavior's choice for this model and kind of vectors, the largest effect first.
+
+    Raises:
+        UserError: If a file is not one that `save_choice` wrote.
+    """
+    found = {}
+    for behavior in list_behaviors(request.paths):
+        path = request.output(behavior)
+        if path.exists():
+            found[behavior] = _read_choice(path)
+    corrected = holm([content["test"].p_value for content in found.values()])
+    choices = [
+        TestedChoice(behavior, content["layer"], content["strength"], content["test"], content["controls"], p)
+        for (behavior, content), p in zip(found.items(), corrected, strict=True)
+    ]
+    return sorted(choices, key=lambda choice: -choice.effect.effect)
+
+
+_CHOICE_KEYS = ("behavior", "layer", "strength", "multiplier", "n_validation", "linear_up_to_strength", "kl_budget")
+
+
+def _read_choice(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    try:
+        controls = {name: Outcome(**outcome) for name, outcome in content["controls"].items()}
+        by_layer = tuple(LayerChoice(**one) for one in content["validation"])
+        _ = [content[key] for key in _CHOICE_KEYS]
+        return {**content, "test": Outcome(**content["test"]), "controls": controls, "validation": by_layer}
+    except (KeyError, TypeError, AttributeError) as err:
+        raise UserError(f"{path} is not a choice as the suite writes it; choose again with --overwrite") from err
+
+
+def holm(p_values: "Sequence[float] | FloatArray") -> list[float]:
+    """Family-wise p-values of independent or dependent tests (Holm 1979)."""
+    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = largest
+    return corrected

@@ -56,6 +56,11 @@ def _effect(sweep: Sweep, paths: DataPaths, seed: int) -> Iterator[str]:
     for amount, mean, change in zip(amounts, mean_estimates(values, seed), changes, strict=True):
         moved = "" if amount == 0 or not change.exists else f"   change from 0: {_written(change, signed=True)}"
         yield f"  {settings.knob} {amount:g}: {_written(mean)}{moved}"
+    if settings.orders == "both":
+        shares = np.stack([found[best, amount].share_of_a for amount in amounts])
+        biases = mean_estimates(shares - 0.5, seed)
+        listed = ", ".join(f"{_written(bias, signed=True)} at {at:g}" for at, bias in zip(amounts, biases, strict=True))
+        yield f"  share of (A) over both orders, less a half (letter bias): {listed}"
 
 
 def _mean(items: ItemValues) -> float:

@@ -17,12 +17,13 @@ from utils.data.records import (
     ChoiceItem,
     TextPair,
     load_choice_items,
-    load_open_ended_questions,
+    load_questions,
     load_text_pairs,
+    probability_key,
 )
 from utils.errors import UserError
 from utils.model.chat_format import PromptTokens
-from utils.settings import ResultType, SteeringSettings
+from utils.settings import Orders, ResultType, SteeringSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,8 +82,8 @@ class Questions(ABC):
         """Yield entries (values that JSON can hold) by their numbers, but for those that are done."""
 
     @abstractmethod
-    def record(self, item: Any, entry: Any, place: int) -> dict[str, Any]:
-        """The result record of an item under the steering at `place`."""
+    def record(self, item: Any, entries: Sequence[Any], place: int) -> dict[str, Any]:
+        """The result record of an item under the steering at `place`, from the entries of `numbers`."""
 
     def facts(self, request: "SweepRequest") -> dict[str, Any]:
         """What its numbers depend on beyond what all kinds depend on, for the provenance record."""
@@ -91,9 +92,9 @@ class Questions(ABC):
     def n_entries(self, n_items: int, n_steerings: int) -> int:
         return n_items
 
-    def number(self, item: int, place: int, n_items: int) -> int:
-        """The number of the entry that holds an item's answer under the steering at `place`."""
-        return item
+    def numbers(self, item: int, place: int, n_items: int) -> list[int]:
+        """The numbers of the entries from which an item's record under the steering at `place` is made."""
+        return [item]
 
     def place_of(self, number: int, n_items: int) -> int | None:
         """The steering to which an entry belongs alone; None where it belongs to all."""
@@ -124,12 +125,41 @@ class ChoiceQuestions(Questions):
             _check_finite(probabilities, asked.steerings, model)
             yield index, probabilities.tolist()
 
-    def record(self, item: ChoiceItem, entry: Any, place: int) -> dict[str, Any]:
-        return item.result_record(dict(zip(item.letters, entry[place], strict=True)))
+    def record(self, item: ChoiceItem, entries: Sequence[Any], place: int) -> dict[str, Any]:
+        return item.result_record(_of_steering(item, entries[0], place))
+
+
+class BothOrders(ChoiceQuestions):
+    """Questions with lettered answers, each asked twice: as given, and with its two answers exchanged.
+
+    A model's liking for a letter then cancels out. An entry is as that of `ChoiceQuestions`; those of the items as
+    given come first, then as many of the exchanged ones.
+    """
+
+    def answer(self, model: "LlamaWrapper", asked: Asked, done: Collection[int]) -> Iterator[tuple[int, Any]]:
+        both = [*asked.items, *(item.exchanged() for item in asked.items)]
+        return super().answer(model, replace(asked, items=both), done)
+
+    def record(self, item: ChoiceItem, entries: Sequence[Any], place: int) -> dict[str, Any]:
+        given, exchanged = entries
+        record = item.result_record(_of_steering(item, given, place))
+        measured = _of_steering(item.exchanged(), exchanged, place)
+        return record | {f"{probability_key(letter)}_exchanged": measured[letter] for letter in item.letters}
+
+    def n_entries(self, n_items: int, n_steerings: int) -> int:
+        return 2 * n_items
+
+    def numbers(self, item: int, place: int, n_items: int) -> list[int]:
+        return [item, n_items + item]
+
+
+def _of_steering(item: ChoiceItem, entry: Any, place: int) -> dict[str, float]:
+    """The probability of each of the item's letters."""
+    return dict(zip(item.letters, entry[place], strict=True))
 
 
 def _check_finite(probabilities: "Tensor", steerings: Sequence[DistinctSteering], model: "LlamaWrapper") -> None:
-    """Refuse what is no number: a steered residual stream has left the range of the dtype."""
+    """Refuse what is not a number: a steered residual stream has left the range of the dtype."""
     for distinct, row in zip(steerings, probabilities, strict=True):
         if not bool(row.isfinite().all()):
             layer, multiplier = distinct.combinations[0]
@@ -167,8 +197,8 @@ class AnswerTexts(Questions):
             _check_finite(scores, asked.steerings, model)
             yield index, scores.tolist()
 
-    def record(self, item: TextPair, entry: Any, place: int) -> dict[str, Any]:
-        matching, other = entry[place]
+    def record(self, item: TextPair, entries: Sequence[Any], place: int) -> dict[str, Any]:
+        matching, other = entries[0][place]
         return {
             "question": item.question,
             MATCHING_KEY: item.matching,
@@ -188,7 +218,7 @@ class FreeAnswers(Questions):
     is_sampled = True
 
     def load(self, path: Path, hint: str) -> list[Any]:
-        return load_open_ended_questions(path, hint)
+        return load_questions(path, hint)
 
     def facts(self, request: "SweepRequest") -> dict[str, Any]:
         return {"max_new_tokens": request.max_new_tokens}
@@ -213,14 +243,15 @@ class FreeAnswers(Questions):
         ):
             yield number, [generation.text, generation.raw_text]
 
-    def record(self, item: str, entry: Any, place: int) -> dict[str, Any]:
-        return {"question": item, "model_output": entry[0], "raw_model_output": entry[1]}
+    def record(self, item: str, entries: Sequence[Any], place: int) -> dict[str, Any]:
+        [(text, raw_text)] = entries
+        return {"question": item, "model_output": text, "raw_model_output": raw_text}
 
     def n_entries(self, n_items: int, n_steerings: int) -> int:
         return n_items * n_steerings
 
-    def number(self, item: int, place: int, n_items: int) -> int:
-        return place * n_items + item
+    def numbers(self, item: int, place: int, n_items: int) -> list[int]:
+        return [place * n_items + item]
 
     def place_of(self, number: int, n_items: int) -> int | None:
         return number // n_items
@@ -239,3 +270,17 @@ KINDS: dict[ResultType, Questions] = {
     "mmlu": ChoiceQuestions("mmlu"),
     "answer_text": AnswerTexts(),
 }
+
+
+def questions_of(result_type: ResultType, orders: Orders) -> Questions:
+    """The kind that asks questions of a type.
+
+    Raises:
+        UserError: If its answers have no order.
+    """
+    kind = KINDS[result_type]
+    if orders == "given":
+        return kind
+    if not isinstance(kind, ChoiceQuestions):
+        raise UserError(f"--orders {orders} exchanges lettered answers; --type {result_type} has none")
+    return BothOrders(result_type)

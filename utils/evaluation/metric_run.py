@@ -150,7 +150,7 @@ def write_metrics(plan: MetricPlan, load: "Callable[[ModelChoice], LlamaWrapper]
     Raises:
         UserError: If a model cannot be had.
     """
-    warned = _warn_of_stale(plan, frozenset())
+    warned = warn_of_stale(plan, frozenset())
     if not plan.request.with_perplexity:
         for file in plan.waiting:
             _write(plan, file, None, {})
@@ -167,7 +167,7 @@ def write_metrics(plan: MetricPlan, load: "Callable[[ModelChoice], LlamaWrapper]
             for file in [file for file in plan.waiting if file.choice == choice]:
                 _write(plan, file, _perplexities(model, file.asked(), known), run)
             del model  # before the next one is loaded
-    _warn_of_stale(plan, warned)
+    warn_of_stale(plan, warned)
 
 
 def _perplexities(
@@ -189,13 +189,13 @@ def _write(
     log.info("wrote %s", file.path)
 
 
-def _warn_of_stale(plan: MetricPlan, said: frozenset[Path]) -> frozenset[Path]:
+def warn_of_stale(plan: MetricPlan, said: frozenset[Path]) -> frozenset[Path]:
     """Say once of each file that it was made otherwise; those of which it has been said."""
     new = {path: differing for path, differing in plan.stale.items() if path not in said}
     if new:
         log.warning(
-            "%d files of measured answers were made otherwise and are left out of tables and figures: %s; e.g. %s; "
-            "--overwrite makes them again",
+            "%d files of measured answers were made with other settings and are left out of tables and figures: %s; "
+            "e.g. %s; --overwrite makes them again",
             len(new),
             describe_differences(new.values()),
             next(iter(new)),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from utils.behaviors import load_behavior
 from utils.errors import UserError
 from utils.evaluation.chosen import load_chosen
-from utils.evaluation.kinds import KINDS, Combination
+from utils.evaluation.kinds import Combination, questions_of
 from utils.evaluation.stale import known_of_model, warn_of_stale_results
 from utils.files.journal import read_header
 from utils.files.reading import load_vector, sha256_of
@@ -16,7 +16,7 @@ from utils.model import processes
 from utils.model.checkpoints import ModelChoice, check_layers, checkpoint_label
 from utils.model.shapes import ModelShape, model_shape
 from utils.paths import DataPaths
-from utils.settings import Knob, ResultType, Side, StartPosition, SteeringSettings, VectorKind
+from utils.settings import Knob, Orders, ResultType, Side, StartPosition, SteeringSettings, VectorKind
 from utils.vectors.files import choice_of_label, generate_command, normalize_command
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ class SweepRequest:
     """Own questions to ask instead of the behavior's."""
     limit: int | None = None
     """Items to ask, the first ones; None for all."""
+    orders: Orders = "given"
+    """Whether each lettered question is asked in both orders of its answers."""
     temperature: float = 0.0
     num_samples: int = 1
     """Answers to each question."""
@@ -112,7 +114,7 @@ class SweepPlan:
     n_missing: tuple[int, ...]
     """Result files to make, of each sweep."""
     stale: frozenset[Path]
-    """Result files of which it has been said that they were made otherwise."""
+    """Result files of which it has been said that they were made with other settings."""
 
     @property
     def waiting(self) -> list[Sweep]:
@@ -134,7 +136,7 @@ class SweepPlan:
 
 
 def plan_sweeps(request: SweepRequest) -> SweepPlan:
-    """Check a request and read what it needs, but for vectors and model; name results that were made otherwise.
+    """Check a request and read what it needs, but for vectors and model; name results made with other settings.
 
     Raises:
         UserError: If the request makes no sense, or a test set or the model is missing or broken.
@@ -180,7 +182,8 @@ def check_request(request: SweepRequest) -> None:
     """
     if request.system_prompt and request.choice.use_base_model:
         raise UserError("--system_prompt needs a chat model; leave --use_base_model out")
-    if not KINDS[request.type].is_sampled and (request.temperature or request.num_samples > 1):
+    kind = questions_of(request.type, request.orders)
+    if not kind.is_sampled and (request.temperature or request.num_samples > 1):
         raise UserError(f"--temperature and --num_samples sample free answers; --type {request.type} has none")
     if request.num_samples > 1 and not request.temperature:
         raise UserError("--num_samples needs --temperature: without it every answer to a question is the same")
@@ -197,7 +200,7 @@ def check_request(request: SweepRequest) -> None:
 
 
 def _plan_sweep(request: SweepRequest, behavior: str, layers: Sequence[int], weights_sha256: str | None) -> Sweep:
-    paths, choice, kind = request.paths, request.choice, KINDS[request.type]
+    paths, choice, kind = request.paths, request.choice, questions_of(request.type, request.orders)
     layers = request.layers if request.chosen and request.layers else layers
     combinations = tuple((layer, multiplier) for layer in layers for multiplier in sorted(set(request.multipliers)))
     settings = sweep_settings(request, behavior).at(*combinations[0])
@@ -260,9 +263,11 @@ def sweep_settings(request: SweepRequest, behavior: str) -> SteeringSettings:
         seed=request.seed if request.temperature else 0,
         read=request.vector_kind.reading,
         method=request.vector_kind.method,
+        origin=request.vector_kind.origin,
         vector="+".join(path.stem for path in request.vector_files) or None,
         questions=None if request.questions is None else request.questions.stem,
         limit=request.limit,
+        orders=request.orders,
         knob=request.knob,
     )
 

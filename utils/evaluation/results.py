@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
+from scipy.special import expit
 
 from utils.data.records import MATCHING_KEY, OTHER_KEY, probability_key
 from utils.errors import UserError
@@ -32,12 +33,15 @@ class ItemValues:
     values: FloatArray
     """[n_items]: p(matching or correct answer) of the two, or the judge's score (0-10)."""
     target: FloatArray
-    """[n_items]: raw probability of the matching or correct letter (NaN for open-ended answers)."""
+    """[n_items]: raw probability of the matching or correct answer (NaN for open-ended answers)."""
     other: FloatArray
-    """[n_items]: raw probability of the other letter."""
+    """[n_items]: raw probability of the other answer."""
     target_letters: tuple[str, ...] = ()
     other_letters: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
+    first_letter: FloatArray | None = None
+    """[n_items]: share of the letter that the matching answer bears as given, over both orders of the answers; None
+    where each item was asked in one order."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -62,9 +66,10 @@ class ItemValues:
     def share_of_a(self) -> FloatArray:
         """[n_items]: p(A) / (p(A) + p(B)) for items whose answers are A and B, else NaN."""
         shares = np.full(len(self), np.nan)
+        of_first = self.values if self.first_letter is None else self.first_letter
         for index, letters in enumerate(zip(self.target_letters, self.other_letters, strict=True)):
             if set(letters) == {"A", "B"}:
-                shares[index] = self.values[index] if letters[0] == "A" else 1 - self.values[index]
+                shares[index] = of_first[index] if letters[0] == "A" else 1 - of_first[index]
         return shares
 
     @property
@@ -93,6 +98,7 @@ class ItemValues:
             texts(self.target_letters),
             texts(self.other_letters),
             texts(self.categories),
+            None if self.first_letter is None else numbers(self.first_letter),
         )
 
 
@@ -109,7 +115,8 @@ def load_choice_results(path: Path, result_type: ResultType) -> ItemValues:
     """Load an A/B, TruthfulQA or MMLU result file.
 
     An item is scored by the probabilities of the letters that its two answers bear; one whose
-    letters the file does not record, or gives no probability at all, is NaN.
+    letters the file does not record, or gives no probability at all, is NaN. One that was asked in both orders of its
+    answers is scored by the mean of their log-odds.
 
     Raises:
         UserError: If the file is missing or a record is not such a result (names item and key).
@@ -122,18 +129,40 @@ def load_choice_results(path: Path, result_type: ResultType) -> ItemValues:
     records = _load_records(path)
     targets = [_letter(record, first, path, index) for index, record in enumerate(records)]
     others = [_letter(record, second, path, index) for index, record in enumerate(records)]
-    target, other = np.full(len(records), np.nan), np.full(len(records), np.nan)
+    given, exchanged = np.full((2, 2, len(records)), np.nan)  # [target or other letter, n_items] each
     keys = []
     for index, record in enumerate(records):
-        target[index] = _probability(record, targets[index], path, index)
-        other[index] = _probability(record, others[index], path, index)
+        for row, letter in enumerate((targets[index], others[index])):
+            given[row, index] = _probability(record, letter, path, index)
+            exchanged[row, index] = _probability(record, letter, path, index, "_exchanged")
         keys.append(f"{_text(record, 'question', path, index)}\0{targets[index]}{others[index]}")
     categories: tuple[str, ...] = ()
     if result_type != "ab":
         categories = tuple(_text(record, "category", path, index) for index, record in enumerate(records))
+    target, other, first_letter = given[0], given[1], None
+    if np.isfinite(exchanged).any():
+        target, other, first_letter = _over_orders(given, exchanged)
     with np.errstate(invalid="ignore"):
         values = target / (target + other)  # 0 / 0 is NaN: no value
-    return ItemValues(_unique(keys), values, target, other, tuple(targets), tuple(others), categories)
+    return ItemValues(_unique(keys), values, target, other, tuple(targets), tuple(others), categories, first_letter)
+
+
+def _over_orders(given: FloatArray, exchanged: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Both orders of each item's answers as one.
+
+    Args:
+        given: Probability of the matching answer's letter and of the other one, [2, n_items].
+        exchanged: Of the same letters where each stands at the other answer.
+
+    Returns:
+        Probabilities of the matching and of the other answer: their log-odds are the mean over the orders, their sum
+        the mean mass; and the share of the matching answer's letter, by the mean of its log-odds over the orders.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        of_given, of_exchanged = (np.log(row[0]) - np.log(row[1]) for row in (given, exchanged))
+    share, first_letter = expit((of_given - of_exchanged) / 2), expit((of_given + of_exchanged) / 2)
+    mass = (given.sum(axis=0) + exchanged.sum(axis=0)) / 2
+    return share * mass, (1 - share) * mass, first_letter
 
 
 def load_scores(path: Path, num_samples: int = 1) -> ItemValues:
@@ -142,7 +171,7 @@ def load_scores(path: Path, num_samples: int = 1) -> ItemValues:
     An item is a question: of several sampled answers to it, its value is the mean of those with a score.
 
     Raises:
-        UserError: If the file is missing, a score is no number from 0 to 10, or a question has not `num_samples`
+        UserError: If the file is missing, a score is not a number from 0 to 10, or a question has not `num_samples`
             answers in a row.
     """
     records = _load_records(path)
@@ -225,7 +254,7 @@ def _load_records(path: Path) -> list[dict[str, Any]]:
 def _text(record: dict[str, Any], key: str, path: Path, index: int) -> str:
     value = record.get(key)
     if not isinstance(value, str):
-        raise UserError(f"{path}, item {index}: key {key!r} is missing or no text")
+        raise UserError(f"{path}, item {index}: key {key!r} is missing or not text")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as err:
@@ -240,10 +269,10 @@ def _letter(record: dict[str, Any], key: str, path: Path, index: int) -> str:
     return text[1]
 
 
-def _probability(record: dict[str, Any], letter: str, path: Path, index: int) -> float:
-    key = probability_key(letter)
-    if key not in record and letter not in "AB":
-        return math.nan  # the published files have no more than A and B
+def _probability(record: dict[str, Any], letter: str, path: Path, index: int, suffix: str = "") -> float:
+    key = probability_key(letter) + suffix
+    if key not in record and (suffix or letter not in "AB"):
+        return math.nan  # the published files have no more than A and B, and one order
     value = record.get(key)
     if not (_is_number(value) and 0 <= value <= 1 + _PROBABILITY_SLACK):
         raise UserError(f"{path}, item {index}, key {key!r}: expected a probability, found {value!r}")
@@ -287,6 +316,7 @@ def settings_of(
         steer_positions=steer_positions,
         read=kind.reading,
         method=kind.method,
+        origin=kind.origin,
         knob=knob,
     )
 
@@ -314,14 +344,16 @@ class ResultFiles:
             log.warning("left out %s: %s", path.parent, err)
             return
         if settings.behavior != behavior:
-            log.warning("left out %s: it names behavior %s but lies with %s", path, settings.behavior, behavior)
+            log.warning(
+                "left out %s: it names behavior %s but is in the folder of %s", path, settings.behavior, behavior
+            )
         elif settings.type == self.result_type:
             self.paths[settings] = path
 
     def get(self, settings: SteeringSettings) -> ItemValues | None:
         """The result under exactly these settings, or None where there is none that can be read.
 
-        Multiplier 0 is no steering, so there any layer and any vector serve.
+        Multiplier 0 means no steering, so there any layer and any vector serve.
         """
         if settings in self.paths and (found := self._load(settings)) is not None:
             return found

@@ -38,7 +38,7 @@ def warn_of_stale_results(
     new = {path: differing for path, differing in found.items() if path not in said}
     if new:
         log.warning(
-            "%d result files that are there were made otherwise: %s; e.g. %s; --overwrite makes them again",
+            "%d result files that are there were made with other settings: %s; e.g. %s; --overwrite makes them again",
             len(new),
             describe_differences(new.values()),
             next(iter(new)),

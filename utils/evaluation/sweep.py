@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from utils.cli.progress import progress
-from utils.evaluation.kinds import KINDS, Asked, Combination, DistinctSteering
+from utils.evaluation.kinds import Asked, Combination, DistinctSteering, questions_of
 from utils.evaluation.plan import JOURNAL_PREFIX, JOURNAL_SUFFIX, Sweep, SweepPlan, SweepRequest
 from utils.evaluation.stale import warn_of_stale_results
 from utils.files.journal import Journal, open_journal
@@ -108,7 +108,7 @@ class _Evaluation:
         run_record: dict[str, Any],
     ) -> None:
         self.model, self.settings, self.journal, self.run_record = model, sweep.settings, journal, run_record
-        self.kind = KINDS[sweep.settings.type]
+        self.kind = questions_of(sweep.settings.type, sweep.settings.orders)
         self.paths, self.overwrite = request.paths, request.overwrite
         self.items: list[Any] = [item for item in sweep.items for _ in range(sweep.settings.num_samples)]
         self.steerings = steerings
@@ -146,12 +146,12 @@ class _Evaluation:
 
     def _write_if_complete(self, place: int) -> bool:
         """Write a steering's result files, once all of its items are in the journal; whether it did so now."""
-        numbers = [self.kind.number(item, place, len(self.items)) for item in range(len(self.items))]
-        entries = [self.journal.entries.get(str(number)) for number in numbers]
-        if place in self._complete or None in entries:
+        numbers = [self.kind.numbers(item, place, len(self.items)) for item in range(len(self.items))]
+        entries = [[self.journal.entries.get(str(number)) for number in of_item] for of_item in numbers]
+        if place in self._complete or any(None in of_item for of_item in entries):
             return False
         self._complete.add(place)
-        records = [self.kind.record(item, entry, place) for item, entry in zip(self.items, entries, strict=True)]
+        records = [self.kind.record(item, of_item, place) for item, of_item in zip(self.items, entries, strict=True)]
         for at in self.steerings[place].combinations:
             path = self.paths.result(self.settings.at(*at))
             is_there = path.exists()

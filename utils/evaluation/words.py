@@ -12,7 +12,7 @@ from utils.behaviors import Behavior, list_behaviors, load_behavior, published_b
 from utils.data.estimates import Estimate
 from utils.evaluation.effects import ALPHA
 from utils.paths import REPOSITORY, DataPaths
-from utils.settings import ResultType, Side, SteeringSettings
+from utils.settings import ResultType, Side, SteeringSettings, VectorKind
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -141,8 +141,9 @@ def condition_label(at: SteeringSettings) -> str:
         parts.append(f"vector of {behavior_label(at.vector_behavior)}")
     if at.override_model_weights_path is not None:
         parts.append(weights_label(at.override_model_weights_path))
-    if at.read != "letter" or at.method != "mean":
-        parts.append(f"vector read at {at.read}, by {at.method}")
+    if at.vector_kind != VectorKind():
+        own = ", from the model's own answers" if at.origin == "answers" else ""
+        parts.append(f"vector read at {at.read}, by {at.method}{own}")
     if at.vector is not None:
         parts.append(f"vector {at.vector}")
     if at.limit is not None:

@@ -1,22 +1,14 @@
-"""The figures of saved activations that are missing or older than their data: which they are, and making them."""
+"""Which figures of saved activations are missing or older than their data. Light: nothing is drawn here."""
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.cli.progress import progress
-from utils.data.records import ContrastPair, load_contrast_pairs
 from utils.errors import UserError
-from utils.evaluation.separation import LayerActivations, look_at_layer
-from utils.evaluation.words import of_its_root
-from utils.figures.activations import Drawn, plot_layer, plot_sheet
-from utils.figures.requests import ActivationsRequest, FigureCounts
-from utils.figures.style import log_written, read_table, with_suffix
-from utils.files.provenance import read_provenance
-from utils.files.reading import load_activations, sha256_of
+from utils.figures.requests import ActivationsRequest
+from utils.files.tables import read_table, with_suffix
 from utils.vectors.files import activation_labels, choice_of_label, find_activations, generate_command, layer_ranges
-from utils.vectors.similarity import FloatArray
 
 log = logging.getLogger(__name__)
 
@@ -33,16 +25,13 @@ class Plan:
     n_skipped: int
 
 
-@of_its_root
-def plot_activations(request: ActivationsRequest) -> FigureCounts:
-    """Make every figure that is asked for and not there yet.
+def plan_figures(request: ActivationsRequest) -> list[Plan]:
+    """What is to be made of each behavior that has activations.
 
     Raises:
-        UserError: If nothing that was asked for is there, or activations do not fit their dataset.
+        UserError: If nothing that was asked for is there.
     """
-    plans = [make_plan(request, behavior, layers) for behavior, layers in find_available(request).items()]
-    n_written = sum(plot_behavior(request, plan) for plan in plans if plan.layers or plan.sheet)
-    return FigureCounts(n_written, sum(plan.n_skipped for plan in plans))
+    return [make_plan(request, behavior, layers) for behavior, layers in find_available(request).items()]
 
 
 def find_available(request: ActivationsRequest) -> dict[str, list[int]]:
@@ -130,76 +119,3 @@ def is_current(stem: Path, inputs: Sequence[Path]) -> bool:
     if not all(path.exists() for path in (*outputs, *inputs)):
         return False
     return min(path.stat().st_mtime_ns for path in outputs) >= max(path.stat().st_mtime_ns for path in inputs)
-
-
-# --- making it -------------------------------------------------------------------------------------
-
-
-def plot_behavior(request: ActivationsRequest, plan: Plan) -> int:
-    """Make the planned figures; returns how many."""
-    behavior, n_written = plan.behavior, 0
-    dataset = request.paths.generate_dataset(behavior)
-    pairs = load_contrast_pairs(dataset, f"run: ./process_raw_datasets.py --behaviors {behavior}")
-    warn_of_other_dataset(request, plan)
-    drawn, views = Drawn(behavior, request.choice.label, pairs, request.seed), []
-    for layer in progress(sorted({*plan.layers, *plan.sheet}), desc=behavior, unit="layer"):
-        view = view_layer(request, behavior, layer, pairs)
-        if layer in plan.layers:
-            n_written += log_written(plot_layer(layer_stem(request, behavior, layer), drawn, view))
-        if layer in plan.sheet:
-            views.append(view)
-    if views:
-        n_written += log_written(plot_sheet(sheet_stem(request, behavior), drawn, views))
-    return n_written
-
-
-def view_layer(
-    request: ActivationsRequest, behavior: str, layer: int, pairs: Sequence[ContrastPair]
-) -> LayerActivations:
-    positive, negative = load_halves(request, behavior, layer, len(pairs))
-    letters = [(pair.matching_letter, pair.other_letter) for pair in pairs]
-    try:
-        return look_at_layer(layer, positive, negative, letters, request.seed)
-    except UserError as err:
-        raise UserError(f"{behavior}, layer {layer}, {request.choice.label}: {err}") from err
-
-
-def load_halves(request: ActivationsRequest, behavior: str, layer: int, n_pairs: int) -> tuple[FloatArray, FloatArray]:
-    """The activations at the matching and at the other answers, each [n_pairs, d_model].
-
-    Raises:
-        UserError: If the rows are not the dataset's pairs, or the two halves do not fit each other.
-    """
-    again = f"run: {generate_command(request.paths, [behavior], [layer], request.choice, activations=True)} --overwrite"
-    halves = []
-    for side in ("pos", "neg"):
-        path = request.paths.activations(behavior, side, layer, request.choice.label)
-        half: FloatArray = load_activations(path).double().numpy()
-        if len(half) != n_pairs:
-            raise UserError(
-                f"{path} has {len(half)} rows, but {request.paths.generate_dataset(behavior)} has {n_pairs} pairs, so "
-                f"the letters are not known; {again}"
-            )
-        halves.append(half)
-    positive, negative = halves
-    if positive.shape != negative.shape:
-        raise UserError(f"{path} has width {negative.shape[1]}, its other half {positive.shape[1]}; {again}")
-    return positive, negative
-
-
-def warn_of_other_dataset(request: ActivationsRequest, plan: Plan) -> None:
-    """Say so where the vectors beside the activations were made from another version of the dataset."""
-    paths, behavior, label = request.paths, plan.behavior, request.choice.label
-    today = sha256_of(paths.generate_dataset(behavior))
-    made_by = {
-        layer: read_provenance(paths.vector(behavior, layer, label, normalized=False)) or {}
-        for layer in sorted({*plan.layers, *plan.sheet})
-    }
-    if other := [layer for layer, run in made_by.items() if run.get("dataset_sha256", today) != today]:
-        log.warning(
-            "%s: the dataset has changed since layers %s were made, so points may bear wrong letters; "
-            "run: %s --overwrite",
-            behavior,
-            layer_ranges(other),
-            generate_command(request.paths, [behavior], other, request.choice, activations=True),
-        )

@@ -17,13 +17,13 @@ from utils.figures.style import (
     BLUE,
     PAGE_WIDTH,
     VERMILLION,
-    Table,
     figure_style,
     new_figure,
     panel_grid,
     save_figure,
     set_title,
 )
+from utils.files.tables import Table
 
 SIDES = ("matching", "not matching")
 _SIDE_COLORS = (BLUE, VERMILLION)

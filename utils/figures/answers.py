@@ -43,16 +43,8 @@ from utils.figures.lines import (
     multiplier_styles,
     nth_style,
 )
-from utils.figures.style import (
-    COLUMN_WIDTH,
-    VERMILLION,
-    Table,
-    figure_style,
-    log_written,
-    new_figure,
-    save_figure,
-    set_title,
-)
+from utils.figures.style import COLUMN_WIDTH, VERMILLION, figure_style, log_written, new_figure, save_figure, set_title
+from utils.files.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

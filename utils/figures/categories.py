@@ -13,8 +13,9 @@ from utils.evaluation.effects import Point
 from utils.evaluation.metrics import FloatArray, mean_estimates
 from utils.evaluation.words import EFFECT_NOTES, INTERVAL, VALUE_LABELS
 from utils.figures.lines import LineStyle, draw_row_items, draw_row_marks, legend_below, multiplier_styles
-from utils.figures.style import COLUMN_WIDTH, PAGE_WIDTH, Table, figure_style, new_figure, save_figure, set_title
+from utils.figures.style import COLUMN_WIDTH, PAGE_WIDTH, figure_style, new_figure, save_figure, set_title
 from utils.figures.tables import bounds
+from utils.files.tables import Table
 
 LEAST_FOR_INTERVAL = 5
 """Items; an interval over fewer would pretend to know more than they say."""

@@ -1,11 +1,14 @@
 """The figure of a choice of layer and strength: effect against side effects, layer by layer."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.behaviors import load_behavior
-from utils.evaluation.choice import Choice
-from utils.evaluation.chosen import ChoiceRequest
-from utils.figures.style import Table, figure_style, new_figure, save_figure, set_title
+from utils.evaluation.chosen import Choice, ChoiceRequest, Outcome, TestedChoice
+from utils.evaluation.effects import ALPHA
+from utils.figures.style import BLUE, ORANGE, PAGE_WIDTH, figure_style, new_figure, save_figure, set_title
+from utils.files.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,5 +89,106 @@ def choice_line(choice: Choice) -> str:
         f"{choice.behavior}: layer {best.layer}, strength {best.strength:.3f} (multiplier {choice.multiplier:.2f}), "
         f"KL {best.kl_95:.2f}; held-out effect, + minus -: {test.effect:+.3f} [{test.low:+.3f}, {test.high:+.3f}] nats "
         f"per token (p {test.p_value:.2g}, n {test.n}; {test.at_minus:+.3f} at -, {test.at_plus:+.3f} at +; "
-        f"{100 * test.moved_right:.0f}% of items the right way); linear {linear}"
+        f"{100 * test.moved_right:.0f}% of items the right way); random vector: "
+        f"{_short(choice.controls.get('random'))}; linear {linear}"
     )
+
+
+# --- all behaviors beside each other ---------------------------------------------------------------
+
+CONTROLS = {"letter": ("letter vector", ORANGE, "s"), "random": ("random vector", "0.55", "o")}
+
+
+def plot_tested(choices: Sequence[TestedChoice], request: ChoiceRequest) -> Path:
+    """Draw and save what was chosen for every behavior, on test items, beside its controls; returns the stem."""
+    stem = request.paths.analysis(f"chosen_effects_{request.choice.label}{request.kind.suffix}")
+    with figure_style():
+        save_figure(_draw_tested(choices, request), stem, tested_table(choices))
+    return stem
+
+
+def _draw_tested(choices: Sequence[TestedChoice], request: ChoiceRequest) -> "Figure":
+    figure, ax = new_figure(PAGE_WIDTH, 0.9 + 0.24 * len(choices))
+    named = f"{request.kind.reading} vector" + (f" ({request.kind.method})" if request.kind.method != "mean" else "")
+    shown = {"chosen": (named, BLUE, "D"), **CONTROLS}
+    for shift, (name, (label, colour, marker)) in zip((-0.22, 0.0, 0.22), shown.items(), strict=True):
+        rows = [
+            (place, choice.effect if name == "chosen" else choice.controls.get(name))
+            for place, choice in enumerate(choices)
+        ]
+        points = [(place, outcome) for place, outcome in rows if outcome is not None]
+        if not points:
+            continue
+        x = [outcome.effect for _, outcome in points]
+        spread = [[o.effect - o.low for _, o in points], [o.high - o.effect for _, o in points]]
+        y = [place + shift for place, _ in points]
+        ax.errorbar(x, y, xerr=spread, fmt=marker, color=colour, markersize=3.5, capsize=2, linewidth=1, label=label)
+    ax.axvline(0, color="0.6", linewidth=0.6)
+    ax.set_yticks(range(len(choices)), [_row_label(choice, request) for choice in choices])
+    ax.set_ylim(len(choices) - 0.5, -0.5)
+    ax.grid(visible=False, axis="y")
+    ax.set_xlabel("preference for the matching answer's text, + minus \N{MINUS SIGN} (nats per token)")
+    ax.legend(loc="lower right")
+    set_title(
+        figure,
+        f"What steering does to held-out answers, {request.choice.label}",
+        f"95% intervals; layer and strength chosen on other items; controls of equal norm; * holds ({ALPHA:g}, Holm)",
+    )
+    return figure
+
+
+def _row_label(choice: TestedChoice, request: ChoiceRequest) -> str:
+    star = " *" if choice.p_holm <= ALPHA else ""
+    return f"{load_behavior(request.paths, choice.behavior).label}, layer {choice.layer}{star}"
+
+
+def tested_table(choices: Sequence[TestedChoice]) -> Table:
+    """One row a behavior and vector."""
+    columns = (
+        "behavior",
+        "layer",
+        "strength",
+        "vector",
+        "effect",
+        "ci_low",
+        "ci_high",
+        "n",
+        "moved_right",
+        "p",
+        "p_holm",
+    )
+    rows: list[tuple[object, ...]] = []
+    for choice in choices:
+        at = (choice.behavior, choice.layer, choice.strength)
+        rows.append((*at, "chosen", *_numbers(choice.effect), choice.p_holm))
+        rows += [(*at, name, *_numbers(outcome), "-") for name, outcome in choice.controls.items()]
+    return Table(
+        columns,
+        rows,
+        (
+            "effect: preference for the matching answer at +strength minus at -strength, nats per token, mean over "
+            "test items with its 95% bootstrap interval; layer and strength were chosen on other items",
+            "letter, random: vectors of equal norm at the same layer",
+            "p_holm: corrected over the behaviors of this table",
+        ),
+    )
+
+
+def _numbers(outcome: Outcome) -> tuple[object, ...]:
+    return (outcome.effect, outcome.low, outcome.high, outcome.n, outcome.moved_right, outcome.p_value)
+
+
+def tested_lines(choices: Sequence[TestedChoice]) -> list[str]:
+    """The table for the terminal."""
+    width = max(len(choice.behavior) for choice in choices)
+    titles = ["held-out effect, + minus -", "random vector", "letter vector"]
+    lines = [f"{'':{width}}  layer  {' '.join(f'{title:26}' for title in titles)} p (Holm)"]
+    for choice in choices:
+        cells = [choice.effect, choice.controls.get("random"), choice.controls.get("letter")]
+        texts = [f"{_short(cell):26}" for cell in cells]
+        lines.append(f"{choice.behavior:{width}}  {choice.layer:5}  {' '.join(texts)} {choice.p_holm:.2g}")
+    return lines
+
+
+def _short(outcome: Outcome | None) -> str:
+    return "-" if outcome is None else f"{outcome.effect:+.3f} [{outcome.low:+.3f}, {outcome.high:+.3f}]"

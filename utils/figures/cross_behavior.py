@@ -12,15 +12,8 @@ from utils.evaluation.metrics import mean_estimates
 from utils.evaluation.results import ItemValues, align
 from utils.evaluation.words import INTERVAL, INTERVAL_METHOD, against_the_name, behavior_label, in_order
 from utils.figures.result_sets import ResultSet
-from utils.figures.style import (
-    PAGE_WIDTH,
-    Table,
-    figure_style,
-    log_written,
-    new_figure,
-    save_figure,
-    set_title,
-)
+from utils.figures.style import PAGE_WIDTH, figure_style, log_written, new_figure, save_figure, set_title
+from utils.files.tables import Table
 from utils.settings import SteeringSettings
 
 log = logging.getLogger(__name__)

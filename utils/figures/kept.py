@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
-    from utils.figures.style import Table
+    from utils.files.tables import Table
 
 _SVG_STYLE: Any = {"svg.fonttype": "path", "svg.hashsalt": "caa"}  # letters as shapes: no font has to be installed
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}

@@ -19,8 +19,9 @@ from utils.figures.categories import plot_categories
 from utils.figures.lines import LineStyle, multiplier_styles, nth_style
 from utils.figures.result_sets import ResultSet, at
 from utils.figures.steerability import plot_steerability
-from utils.figures.style import log_written, save_latex_rows, save_table
+from utils.figures.style import log_written, save_latex_rows
 from utils.figures.tables import latex_rows, letters_table, steerability_table
+from utils.files.tables import save_table
 from utils.settings import Side
 
 _FEW_LAYERS = 3

@@ -10,7 +10,6 @@ import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from utils.figures.kept import keep_if_wanted
+from utils.files.tables import Table, save_table, with_suffix
 from utils.files.writing import write_bytes, write_text
 
 log = logging.getLogger(__name__)
@@ -89,42 +89,7 @@ def panel_grid(n_panels: int) -> tuple[int, int]:
     return math.ceil(n_panels / n_columns), n_columns
 
 
-# --- the data beside a figure ----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Table:
-    """What a figure shows, as text: one value a cell."""
-
-    columns: tuple[str, ...]
-    rows: Sequence[Sequence[Any]]
-    notes: tuple[str, ...] = ()
-
-    def to_text(self) -> str:
-        """Tab-separated: notes behind '#', a line of column names, then the rows; floats in full."""
-        lines = [f"# {note}" for note in self.notes]
-        lines += ["\t".join(_cell(value) for value in row) for row in [self.columns, *self.rows]]
-        return "\n".join(lines) + "\n"
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return repr(float(value))
-    return " ".join(str(value).split())  # a tab or line break would make another cell
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a text table that `Table.to_text` wrote, by column name."""
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-    columns = lines[0].split("\t")
-    return [dict(zip(columns, line.split("\t"), strict=True)) for line in lines[1:]]
-
-
-def with_suffix(stem: Path, suffix: str) -> Path:
-    """The file `stem` + `suffix`; dots in the stem (as in multiplier=1.0) stay."""
-    return stem.with_name(stem.name + suffix)
+# --- files -----------------------------------------------------------------------------------------
 
 
 def save_figure(figure: Figure, stem: Path, table: Table) -> list[Path]:
@@ -143,12 +108,6 @@ def save_figure(figure: Figure, stem: Path, table: Table) -> list[Path]:
     paths.append(save_table(stem, table))
     keep_if_wanted(figure, stem, table)
     return paths
-
-
-def save_table(stem: Path, table: Table) -> Path:
-    path = with_suffix(stem, ".txt")
-    write_text(path, table.to_text())
-    return path
 
 
 def log_written(paths: Sequence[Path]) -> int:

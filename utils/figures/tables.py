@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from utils.data.estimates import Estimate
 from utils.evaluation.effects import LayerSteerability, LetterUse, Point
 from utils.evaluation.words import EFFECT_NOTES, INTERVAL_METHOD, SHARE_INTERVAL_METHOD, behavior_label, count_note
-from utils.figures.style import Table, latex_text
+from utils.figures.style import latex_text
+from utils.files.tables import Table
 
 
 def effects_table(points: Sequence[Point], *notes: str) -> Table:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from utils.errors import UserError
 from utils.evaluation.words import are_all, of_its_root
 from utils.figures.requests import FigureCounts, VectorsRequest
-from utils.figures.style import figure_style, log_written, save_figure, with_suffix
+from utils.figures.style import figure_style, log_written, save_figure
 from utils.figures.vector_sets import (
     PlannedFigure,
     aligned,
@@ -18,6 +18,7 @@ from utils.figures.vector_sets import (
     plan_model_similarity,
     plan_norms,
 )
+from utils.files.tables import with_suffix
 from utils.paths import DataPaths
 from utils.vectors.files import (
     VectorTable,

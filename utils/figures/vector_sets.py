@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from utils.evaluation.words import against_the_name, behavior_label, meaning_note
 from utils.figures import vectors as figures
-from utils.figures.style import Table
+from utils.files.tables import Table
 from utils.paths import DataPaths
 from utils.vectors.files import VectorTable
 from utils.vectors.similarity import FloatArray, cosine_matrices, norms, paired_cosines

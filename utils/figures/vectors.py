@@ -16,7 +16,8 @@ from utils.data.estimates import Estimate
 from utils.evaluation.words import behavior_label
 from utils.figures.lines import draw_line, layer_axis, legend_below
 from utils.figures.results import behavior_style
-from utils.figures.style import COLUMN_WIDTH, PAGE_WIDTH, Table, new_figure, panel_grid, set_title
+from utils.figures.style import COLUMN_WIDTH, PAGE_WIDTH, new_figure, panel_grid, set_title
+from utils.files.tables import Table
 from utils.vectors.similarity import FloatArray
 
 _NOT_THERE = "nan: there is no such vector, or it is all zeros"

@@ -8,7 +8,7 @@ from utils.paths import REPOSITORY
 
 SECRET_NAMES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPEN_AI_KEY", "OPENAI_API_KEY")
 _SHORTEST = 8
-"""A shorter value is no secret but a stopgap such as "none", and may be part of any word."""
+"""A shorter value is not a secret but a stopgap such as "none", and may be part of any word."""
 
 # all control characters but tab and line feed, line and paragraph separators, and what turns the writing direction
 _UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")

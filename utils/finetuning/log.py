@@ -7,7 +7,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from utils.figures.style import BLUE, COLUMN_WIDTH, VERMILLION, Table, figure_style, new_figure, save_figure, set_title
+from utils.figures.style import BLUE, COLUMN_WIDTH, VERMILLION, figure_style, new_figure, save_figure, set_title
+from utils.files.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -108,7 +108,7 @@ def check_arithmetic(arithmetic: str, device: torch.device) -> None:
     if arithmetic == "float16" and device.type != "cuda":
         raise UserError(f"--dtype float16 needs a GPU, the device is {device}; use --dtype bfloat16 or float32")
     if arithmetic == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise UserError("--dtype bfloat16: this GPU does not compute in it; use --dtype float16 or float32")
+        raise UserError("--dtype bfloat16: this GPU does not support it; use --dtype float16 or float32")
 
 
 def is_sharded(arguments: TrainingArguments) -> bool:
@@ -130,7 +130,7 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as err:
         reason = os.strerror(err.errno or 0)
-        raise UserError(f"{folder} cannot be written to ({reason}); mend that or choose another --root") from err
+        raise UserError(f"{folder} cannot be written to ({reason}); fix that or choose another --root") from err
 
 
 # --- while it runs ---------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ class CheckpointSteps(TrainerCallback):
 
 
 class TrainingReport(TrainerCallback):
-    """Shows how far the training is, and ends it when the loss is no number any more."""
+    """Shows how far the training is, and ends it when the loss is no longer a number."""
 
     def __init__(self, n_held_out: int) -> None:
         self.n_held_out = n_held_out

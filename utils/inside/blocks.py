@@ -97,7 +97,7 @@ class _BlockRecorder:
         found = [module for name in names if isinstance(module := getattr(self.block, name, None), nn.Module)]
         if len(found) != 1:
             raise UserError(
-                f"{self.what}: the {what} of its blocks cannot be told (looked for {', '.join(names)}); "
+                f"{self.what}: the {what} of its blocks cannot be identified (looked for {', '.join(names)}); "
                 "only whole blocks can be decoded"
             )
         return found[0]
@@ -141,7 +141,7 @@ class _BlockRecorder:
         if not gap <= _TOLERATED_STEPS * torch.finfo(output.dtype).eps * float(output.abs().max()):
             raise UserError(
                 f"{self.what}: block input, attention and MLP output do not add up to the block's output; "
-                "it is built in a way that is not known here, so only whole blocks can be decoded"
+                "its architecture is not supported for this, so only whole blocks can be decoded"
             )
         named = zip(
             ("block_input", "attention_output", "after_attention", "mlp_output"),

@@ -16,7 +16,8 @@ from matplotlib.font_manager import findfont, get_font
 from matplotlib.patches import Rectangle
 
 from utils.figures.lines import LAYER_LABEL, multiplier_styles
-from utils.figures.style import PAGE_WIDTH, VERMILLION, Table, figure_style, new_figure, set_title
+from utils.figures.style import PAGE_WIDTH, VERMILLION, figure_style, new_figure, set_title
+from utils.files.tables import Table
 from utils.inside.readings import PLACE_LABELS, IntermediateDecoding, Place, TokenProjections, VectorDecoding
 from utils.inside.token_texts import escaped, visible_text
 

@@ -23,7 +23,7 @@ class TokenPageRequest:
     behavior: str
     """Shown first."""
     multiplier: float = 0.0
-    """Of that layer's and behavior's vector, added while the model answers; 0 is no steering."""
+    """Of that layer's and behavior's vector, added while the model answers; 0 means no steering."""
     max_new_tokens: int = DEFAULT_NEW_TOKENS
 
     def __post_init__(self) -> None:

@@ -15,8 +15,9 @@ from torch import Tensor
 from utils.errors import UserError
 from utils.evaluation.words import are_all, behavior_label, describe, of_its_root
 from utils.figures.requests import FigureCounts
-from utils.figures.style import Table, figure_style, log_written, save_figure, save_table, with_suffix
+from utils.figures.style import figure_style, log_written, save_figure
 from utils.files.reading import load_vector
+from utils.files.tables import Table, save_table, with_suffix
 from utils.files.writing import write_text
 from utils.inside.figures import draw_vector_decoding, projections_table, vector_decoding_table
 from utils.inside.readings import decode_vectors, generate_transcripts, project_tokens_on_all

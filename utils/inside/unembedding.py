@@ -86,5 +86,5 @@ class Unembedding:
         if found.shape != expected.shape or not float((found - expected).abs().max()) <= tolerance:
             raise UserError(
                 f"{self.label} ({model.config.model_type}): its final norm and output embeddings do not give its own "
-                "logits; it makes them in a way that is not known here, so nothing inside it can be decoded"
+                "logits; its architecture is not supported for this, so nothing inside it can be decoded"
             )

@@ -132,7 +132,7 @@ class Judge:
             raise RequestFailedError(self._describe(err)) from None
         refused = named[0]
         self.parameters = without_refused(sent, refused)
-        log.info("the judge model does not take %s=%s; going on with %s", refused, sent[refused], self.parameters)
+        log.info("the judge model does not take %s=%s; continuing with %s", refused, sent[refused], self.parameters)
         if refused == "temperature":
             log.warning("the judge model takes no temperature: its scores may differ from run to run")
 
@@ -192,10 +192,10 @@ def read_completion(body: str) -> tuple[Reply, tuple[int, int] | None]:
         choice = completion["choices"][0]
         text = choice["message"].get("content") or choice["message"].get("refusal") or ""
         if not isinstance(text, str):
-            raise TypeError("content is no text")
+            raise TypeError("the content is not text")
         reply = Reply(text, choice.get("finish_reason") == "length", _text_or_none(completion.get("model")))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return Reply(body, fault="the response is no chat completion"), None
+        return Reply(body, fault="the response is not a chat completion"), None
     match completion.get("usage"):
         case {"prompt_tokens": int(tokens_in), "completion_tokens": int(tokens_out)} if min(tokens_in, tokens_out) >= 0:
             return reply, (tokens_in, tokens_out)

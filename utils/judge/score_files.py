@@ -198,7 +198,7 @@ def load_answers(path: Path) -> tuple[Record, ...]:
     for index, record in enumerate(records):
         for key in ("question", "model_output"):
             if not isinstance(record.get(key), str):
-                raise UserError(f"{path}, item {index}: key {key!r} is missing or no text")
+                raise UserError(f"{path}, item {index}: key {key!r} is missing or not text")
     return tuple({key: value for key, value in record.items() if key not in _SCORE_KEYS} for record in records)
 
 

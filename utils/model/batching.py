@@ -93,7 +93,7 @@ class Batcher:
         clear_device_cache(garbage_collection=True)
         middle = (len(batch) + 1) // 2
         self._scale /= 2
-        log.warning("out of memory with %d at once; going on with %d", len(batch), middle)
+        log.warning("out of memory with %d at once; continuing with %d", len(batch), middle)
         yield from self.run_halving(batch[:middle], run)
         yield from self.run_halving(batch[middle:], run)
 

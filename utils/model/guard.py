@@ -71,7 +71,7 @@ class Guard:
         if not self._is_exact[path]:
             differ = f"do not equal plain ones here (relative difference {largest:.1e})"
             log.warning(
-                "%s: packed passes %s; going on with one pass a combination",
+                "%s: packed passes %s; falling back to one pass per combination",
                 self.label,
                 differ if math.isfinite(largest) else "fail here or give no numbers (see --verbose)",
             )

@@ -45,7 +45,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as err:
-        raise UserError(f"--device {name} is not to be had here ({first_line(err)}); leave it out or use cpu") from err
+        raise UserError(f"--device {name} is not available here ({first_line(err)}); leave it out or use cpu") from err
     return device
 
 
@@ -170,7 +170,7 @@ def load_local_tokenizer(choice: ModelChoice) -> "PreTrainedTokenizerBase":
     try:
         return AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     except Exception as err:  # see `_explained`
-        raise UserError(f"there is no whole tokenizer of {choice.source} on this machine; run: {command}") from err
+        raise UserError(f"no complete tokenizer of {choice.source} on this machine; run: {command}") from err
 
 
 def _check_complete(label: str, found: Mapping[str, Any]) -> None:

@@ -121,7 +121,7 @@ def _named_files(paths: DataPaths, behavior: str, like: SteeringSettings) -> dic
 
 
 def _choose(named: Mapping[SteeringSettings, str], request: PlotRequest) -> dict[SteeringSettings, str]:
-    """Those that are asked for. Where a layer has no multiplier 0, another's serves: it is no steering."""
+    """Those that are asked for. Where a layer has no multiplier 0, another's serves: it means no steering."""
     baselines: dict[SteeringSettings, str] = {}
     for at in sorted(named, key=_order):
         if at.multiplier == 0:

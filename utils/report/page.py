@@ -33,10 +33,11 @@ from utils.evaluation.words import (
 )
 from utils.figures.kept import KeptFigure
 from utils.figures.result_sets import ResultSet
-from utils.figures.style import Table
+from utils.files.tables import Table
 from utils.files.writing import write_bytes
 from utils.inside.token_texts import escaped, spelled_out
 from utils.report.answers import Answers
+from utils.report.beside import Section
 from utils.report.provenance import Provenance, collect_provenance
 from utils.report.requests import ReportRequest
 from utils.report.tokens import TokenView, token_view
@@ -59,23 +60,13 @@ class PlottedSet:
 
 
 @dataclass(frozen=True)
-class FigureGroup:
-    """The figures of one kind of results and one behavior (or of all behaviors together)."""
-
-    anchor: str
-    type_label: str
-    behavior_label: str
-    figures: tuple[KeptFigure, ...]
-
-
-@dataclass(frozen=True)
 class Page:
     """What the page says."""
 
     title: str
     model: str
     headlines: tuple[Headline, ...]
-    groups: tuple[FigureGroup, ...]
+    groups: tuple[Section, ...]
     answers: Answers
     only_type: str
     """See `ReportRequest`."""
@@ -93,10 +84,12 @@ def report_path(request: ReportRequest) -> Path:
     return plot.paths.analysis_dir / f"report_{like.describe(*left_out)}.html"
 
 
-def write_report(request: ReportRequest, plotted: Sequence[PlottedSet], answers: Answers) -> Path:
+def write_report(
+    request: ReportRequest, plotted: Sequence[PlottedSet], answers: Answers, beside: Sequence[Section] = ()
+) -> Path:
     """Write the page; one that already says the same is left as it is."""
     path = report_path(request)
-    page = render(collect_page(request, plotted, answers)).encode("utf-8", "backslashreplace")
+    page = render(collect_page(request, plotted, answers, beside)).encode("utf-8", "backslashreplace")
     if path.exists() and path.read_bytes() == page:
         log.info("%s is up to date (%.1f MB)", path, len(page) / 1e6)
     else:
@@ -105,7 +98,9 @@ def write_report(request: ReportRequest, plotted: Sequence[PlottedSet], answers:
     return path
 
 
-def collect_page(request: ReportRequest, plotted: Sequence[PlottedSet], answers: Answers) -> Page:
+def collect_page(
+    request: ReportRequest, plotted: Sequence[PlottedSet], answers: Answers, beside: Sequence[Section] = ()
+) -> Page:
     """Put together what the page says."""
     plot, sets = request.plot, [one.results for one in plotted]
     like = settings_of(plot.choice, plot.behaviors[0], "open_ended", plot.steer_positions, plot.kind, plot.knob)
@@ -115,7 +110,7 @@ def collect_page(request: ReportRequest, plotted: Sequence[PlottedSet], answers:
         title=request.title,
         model=plot.choice.label,
         headlines=tuple(one.headline for one in plotted if one.headline),
-        groups=tuple(group for one in plotted for group in group_figures(one)),
+        groups=(*(group for one in plotted for group in group_figures(one)), *beside),
         answers=answers,
         only_type=request.only_type,
         answers_command=evaluation_command(
@@ -128,7 +123,7 @@ def collect_page(request: ReportRequest, plotted: Sequence[PlottedSet], answers:
     )
 
 
-def group_figures(one: PlottedSet) -> list[FigureGroup]:
+def group_figures(one: PlottedSet) -> list[Section]:
     """Figures of all behaviors first, then behavior by behavior."""
     results = one.results
 
@@ -143,7 +138,7 @@ def group_figures(one: PlottedSet) -> list[FigureGroup]:
     kind = ", ".join(part for part in (TYPE_LABELS[results.result_type], results.how) if part)
     anchor = "-".join(str(part) for part in (results.result_type, *_sampling_parts(results)))
     return [
-        FigureGroup(
+        Section(
             f"figures-{anchor}-{behavior or 'all'}",
             kind,
             behavior_label(behavior) if behavior else ALL_BEHAVIORS,

@@ -11,9 +11,11 @@ from utils.figures.found import how_to_make, nothing_found
 from utils.figures.kept import KeptFigure, keep_figures
 from utils.figures.requests import PlotRequest
 from utils.figures.result_sets import ResultSet, find_result_sets
-from utils.figures.style import log_written, save_table
+from utils.figures.style import log_written
 from utils.figures.tables import effects_table
+from utils.files.tables import save_table
 from utils.report.answers import Answers, collect_answers
+from utils.report.beside import draw_choices, draw_measured
 from utils.report.page import PlottedSet, write_report
 from utils.report.requests import ReportRequest
 
@@ -39,9 +41,10 @@ def plot_results(request: PlotRequest, report: ReportRequest | None = None) -> P
     """
     sets = find_result_sets(request)
     answers = collect_answers(request) if report else Answers()
-    if not sets and not answers.files:
+    measured = draw_measured(request, keep=report is not None)
+    n_written = measured.n_written
+    if not sets and not answers.files and not n_written:
         raise UserError(nothing_found(request))
-    n_written = 0
     plotted: list[PlottedSet] = []
     for of_set in sets:
         n_of_set, done = plot_set(of_set, keep=report is not None)
@@ -51,10 +54,11 @@ def plot_results(request: PlotRequest, report: ReportRequest | None = None) -> P
         raise UserError(f"nothing to plot: no results of {request.choice.label} as asked for; {how_to_make(request)}")
     log.info("wrote %d figures and tables to %s", n_written, request.paths.analysis_dir)
     if report:
-        write_report(report, plotted, answers)
+        chosen = draw_choices(request)
+        write_report(report, plotted, answers, (*measured.sections, *chosen.sections))
     files = {id(one): one for of_set in sets for one in of_set.files.values()}  # sets of one kind share them
     lines = [line for one in plotted if one.headline for line in headline_lines(one.headline)]
-    return Plotted(tuple(lines), sum(one.n_unreadable for one in files.values()))
+    return Plotted((*lines, *measured.lines), sum(one.n_unreadable for one in files.values()))
 
 
 def plot_set(of_set: ResultSet, keep: bool) -> tuple[int, PlottedSet]:

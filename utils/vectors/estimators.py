@@ -64,7 +64,7 @@ def check_tables(positive: Tensor, negative: Tensor) -> None:
     """Refuse what is not two equal tables with a row a pair."""
     if positive.shape != negative.shape or positive.dim() != 2 or positive.shape[0] == 0:
         raise UserError(
-            f"a steering vector needs two equal activation tables [n_pairs, d_model], "
+            f"a steering vector needs two activation tables of the same shape [n_pairs, d_model], "
             f"found {list(positive.shape)} and {list(negative.shape)}"
         )
 

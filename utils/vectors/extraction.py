@@ -9,7 +9,7 @@ from torch import Tensor
 from utils.cli.progress import progress
 from utils.errors import UserError
 from utils.files.provenance import record_provenance
-from utils.files.reading import load_vector, sha256_of
+from utils.files.reading import load_vector
 from utils.files.writing import save_tensor
 from utils.model import processes
 from utils.paths import vector_name
@@ -122,8 +122,5 @@ def _run_record(model: "LlamaWrapper", plan: BehaviorPlan, request: ExtractionRe
     return {
         **model.provenance(),
         "command": request.command,
-        "dataset_sha256": sha256_of(plan.dataset),
-        "n_pairs": len(plan.pairs),
-        "read": request.kind.reading,
-        "method": request.kind.method,
+        **plan.dataset.record(request.kind),
     }

@@ -18,7 +18,7 @@ from utils.files.provenance import read_folder_provenance, record_provenance
 from utils.files.reading import load_vector, sha256_of
 from utils.files.writing import tensor_bytes, write_bytes
 from utils.paths import DataPaths, VectorFile
-from utils.settings import Reading, VectorKind
+from utils.settings import Origin, Reading, VectorKind
 from utils.vectors.files import layer_ranges
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ class NormalizeRequest:
     """None for every reading."""
     method: str | None
     """None for every method."""
+    origin: Origin | None
+    """None for every origin."""
     overwrite: bool
     command: str
     """The command line, for the provenance records."""
@@ -51,6 +53,7 @@ class NormalizeRequest:
             self.label in (None, file.model_label)
             and self.reading in (None, file.kind.reading)
             and self.method in (None, file.kind.method)
+            and self.origin in (None, file.kind.origin)
         )
 
 

@@ -1,10 +1,11 @@
 """Which vectors are to be made: what was asked for, less what is there. Needs no model."""
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from utils.data.records import (
     AnyPair,
@@ -13,7 +14,7 @@ from utils.data.records import (
     load_text_pairs,
     text_pairs_path,
 )
-from utils.files.provenance import read_folder_provenance
+from utils.files.provenance import describe_differences, differences, read_folder_provenance
 from utils.files.reading import sha256_of
 from utils.model.checkpoints import ModelChoice
 from utils.paths import DataPaths, vector_name
@@ -46,8 +47,8 @@ class ExtractionRequest:
         if not self.save_activations:
             return [vector]
         sides: tuple[Side, ...] = ("pos", "neg")
-        label, reading = self.choice.label, self.kind.reading
-        return [vector, *(self.paths.activations(behavior, side, layer, label, reading) for side in sides)]
+        label = self.choice.label
+        return [vector, *(self.paths.activations(behavior, side, layer, label, self.kind) for side in sides)]
 
     def missing_layers(self, behavior: str, layers: Sequence[int]) -> list[int]:
         """The layers that lack a file."""
@@ -60,14 +61,37 @@ class ExtractionRequest:
 
 
 @dataclass(frozen=True)
+class GenerateSet:
+    """What vectors are made from."""
+
+    path: Path
+    pairs: Sequence[AnyPair]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What else it depends on, for the provenance record."""
+
+    def record(self, kind: VectorKind) -> dict[str, Any]:
+        """What the vectors' provenance says of it."""
+        return {
+            "dataset_sha256": sha256_of(self.path),
+            "n_pairs": len(self.pairs),
+            "read": kind.reading,
+            "method": kind.method,
+            **self.facts,
+        }
+
+
+@dataclass(frozen=True)
 class BehaviorPlan:
     """What is to be made of one behavior."""
 
     behavior: str
-    dataset: Path
-    pairs: Sequence[AnyPair]
+    dataset: GenerateSet
     layers: tuple[int, ...]
     """Whose files are to be written; none where all are there."""
+
+    @property
+    def pairs(self) -> Sequence[AnyPair]:
+        return self.dataset.pairs
 
 
 _LOADERS: dict[Reading, Callable[[Path, str], Sequence[AnyPair]]] = {
@@ -89,28 +113,34 @@ def pairs_path(paths: DataPaths, behavior: str, reading: Reading) -> Path:
             return text_pairs_path(paths, behavior)
 
 
-def load_pairs_for(paths: DataPaths, behavior: str, reading: Reading) -> tuple[Path, Sequence[AnyPair]]:
-    """The generate set that a reading takes, and where it is.
+def load_pairs_for(paths: DataPaths, behavior: str, reading: Reading) -> GenerateSet:
+    """The generate set that a reading takes.
 
     Raises:
         UserError: If it is missing or broken, or of another form.
     """
     dataset = pairs_path(paths, behavior, reading)
     hint = f"run: {paths.command('process_raw_datasets', '--behaviors', behavior)}"
-    return dataset, _LOADERS[reading](dataset, hint)
+    return GenerateSet(dataset, _LOADERS[reading](dataset, hint))
 
 
-def plan_extraction(request: ExtractionRequest) -> list[BehaviorPlan]:
+def plan_extraction(
+    request: ExtractionRequest, load: Callable[[DataPaths, str, Reading], GenerateSet] = load_pairs_for
+) -> list[BehaviorPlan]:
     """Read the contrast pairs and see what is there.
+
+    Args:
+        request: What to make.
+        load: From root, behavior and reading to what vectors are made from.
 
     Raises:
         UserError: If a behavior's pairs are missing or broken.
     """
     plans = []
     for behavior in request.behaviors:
-        dataset, pairs = load_pairs_for(request.paths, behavior, request.kind.reading)
+        dataset = load(request.paths, behavior, request.kind.reading)
         layers = request.layers if request.overwrite else request.missing_layers(behavior, request.layers)
-        plans.append(BehaviorPlan(behavior, dataset, pairs, tuple(layers)))
+        plans.append(BehaviorPlan(behavior, dataset, tuple(layers)))
     for plan in plans:
         _warn_of_another_dataset(request, plan)
     return plans
@@ -118,14 +148,14 @@ def plan_extraction(request: ExtractionRequest) -> list[BehaviorPlan]:
 
 def _warn_of_another_dataset(request: ExtractionRequest, plan: BehaviorPlan) -> None:
     runs = read_folder_provenance(request.paths.vectors_dir(plan.behavior, normalized=False))
-    current = sha256_of(plan.dataset)
-    kept = [
-        vector_name(layer, request.choice.label, request.kind) for layer in request.layers if layer not in plan.layers
-    ]
-    if n_other := sum(runs.get(name, {}).get("dataset_sha256", current) != current for name in kept):
+    now = plan.dataset.record(request.kind)
+    kept = [layer for layer in request.layers if layer not in plan.layers]
+    made_by = [runs.get(vector_name(layer, request.choice.label, request.kind), {}) for layer in kept]
+    if stale := [differing for then in made_by if (differing := differences(now, then))]:
         log.warning(
-            "%s: %d vectors were made from another %s; --overwrite makes them again",
+            "%s: %d vectors were made from another %s: %s; --overwrite makes them again",
             plan.behavior,
-            n_other,
-            plan.dataset,
+            len(stale),
+            plan.dataset.path,
+            describe_differences(stale),
         )

@@ -43,7 +43,7 @@ class NormalisationFaults:
     """Places in a table of normalised vectors that `normalize_vectors.py` would not leave so today."""
 
     other_direction: tuple[tuple[int, int], ...]
-    """(behavior, layer) indices where the normalised vector is no multiple of today's vector."""
+    """(behavior, layer) indices where the normalised vector is not a multiple of today's vector."""
     unequal_norms: tuple[int, ...]
     """Layer indices where the norms of the behaviors differ."""
 

@@ -80,12 +80,12 @@ class PairSums:
             total, done = kept["total"][rows], kept["done"].tolist()
             sides = {side: kept[side][rows] for side in self.sides or ()}
         except (UserError, KeyError, ValueError) as err:  # damaged, without activations, or of fewer layers
-            log.debug("%s is of no use: %s", self.path, err)
+            log.debug("ignoring %s: %s", self.path, err)
             return
         self.mean, self.done = RunningMean(total, len(done)), done
         for side, values in (self.sides or {}).items():
             values[:, done] = sides[side]
-        log.info("going on behind the %d pairs of an interrupted run", len(self.done))
+        log.info("continuing after the %d pairs of an interrupted run", len(self.done))
 
     def gather(self) -> None:
         """Bring together in the main process what all have read; each sends what it has read, no more."""
