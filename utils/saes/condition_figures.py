@@ -11,13 +11,13 @@ from utils.figures.style import (
     ORANGE,
     PAGE_WIDTH,
     SKY,
-    Table,
     figure_style,
     log_written,
     new_figure,
     save_figure,
     set_title,
 )
+from utils.files.tables import Table
 from utils.saes.conditions import Outcome, Summary
 from utils.saes.prompts import SIDES, Prompts
 from utils.saes.refusal import MATCHERS

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.evaluation.metrics import mean_estimates
-from utils.figures.style import PAGE_WIDTH, Table, figure_style, log_written, new_figure, save_figure, set_title
+from utils.figures.style import PAGE_WIDTH, figure_style, log_written, new_figure, save_figure, set_title
+from utils.files.tables import Table
 from utils.saes.direction_request import DirectionRequest
 from utils.saes.selection import CandidateValues, Evaluator, SelectionRule
 

@@ -12,13 +12,13 @@ from utils.figures.style import (
     ORANGE,
     PAGE_WIDTH,
     SKY,
-    Table,
     figure_style,
     log_written,
     new_figure,
     save_figure,
     set_title,
 )
+from utils.files.tables import Table
 from utils.saes.conditions import interval, number
 from utils.saes.direction_evals import EvalRequest, Read, describe_sae, labels_of, read_all
 from utils.saes.fidelity import (

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from utils.cli.progress import progress
 from utils.data.estimates import CONFIDENCE
 from utils.figures.lines import nth_style
-from utils.figures.style import PAGE_WIDTH, Table, figure_style, log_written, new_figure, save_figure, set_title
+from utils.figures.style import PAGE_WIDTH, figure_style, log_written, new_figure, save_figure, set_title
+from utils.files.tables import Table
 from utils.saes.conditions import number
 from utils.saes.dictionary import random_dictionary
 from utils.saes.direction_evals import EvalRequest, Read, describe_sae, labels_of, read_all

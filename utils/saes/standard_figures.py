@@ -10,12 +10,12 @@ from utils.figures.style import (
     PURPLE,
     SKY,
     VERMILLION,
-    Table,
     figure_style,
     new_figure,
     save_figure,
     set_title,
 )
+from utils.files.tables import Table
 from utils.saes.standard_request import EvalsRequest
 from utils.saes.standard_run import Cell
 

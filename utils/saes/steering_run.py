@@ -16,13 +16,13 @@ from utils.figures.style import (
     ORANGE,
     PAGE_WIDTH,
     SKY,
-    Table,
     figure_style,
     log_written,
     new_figure,
     save_figure,
     set_title,
 )
+from utils.files.tables import Table
 from utils.model.ablation import AblationKind, References, unit_direction
 from utils.saes.condition_figures import completion_records, condition_lines, plot_conditions
 from utils.saes.conditions import Condition, ablating, adding, run_conditions, summarize

@@ -10,7 +10,8 @@ import numpy as np
 
 from utils.data.estimates import CONFIDENCE, Estimate
 from utils.errors import UserError
-from utils.figures.style import PAGE_WIDTH, Table, figure_style, log_written, new_figure, save_figure, set_title
+from utils.figures.style import PAGE_WIDTH, figure_style, log_written, new_figure, save_figure, set_title
+from utils.files.tables import Table
 from utils.saes.conditions import interval
 from utils.saes.direction_evals import EvalRequest, describe_sae, read_all
 from utils.saes.fidelity import Jackknife, Range, jackknife, range_of
