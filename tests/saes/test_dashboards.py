@@ -90,8 +90,9 @@ def test_every_number_is_what_the_sae_gives(
         decoded = [model.tokenizer.decode([token]) for token in best]
         assert [text if text in decoded else "\ufffd" for text in found["pos_str"]] == decoded  # parts of characters
         for example in found["examples"]:
-            values = [value or 0 for value in example["values"]]
-            assert max(values) == pytest.approx(float(f[example["sequence"] * 15 + example["position"] - 1, latent]))
+            at = example["position"] - example["window_start"]
+            of_sae = float(f[example["sequence"] * 15 + example["position"] - 1, latent])
+            assert example["values"][at] == pytest.approx(of_sae)
 
 
 def test_examples_are_the_strongest_with_text_of_their_own_and_windows_around_them() -> None:

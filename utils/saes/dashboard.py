@@ -95,12 +95,7 @@ def _histogram(view: LatentView) -> dict[str, Any]:
 
 
 def _examples(dashboard: "Dashboard", view: LatentView, examples: Sequence[Example]) -> list[dict[str, Any]]:
-    return [{"peak": f"{_peak(example):.3g}", "tokens": _tokens(dashboard, view, example)} for example in examples]
-
-
-def _peak(example: Example) -> float:
-    """The activation at the token that is the example."""
-    return example.peak
+    return [{"peak": f"{example.peak:.3g}", "tokens": _tokens(dashboard, view, example)} for example in examples]
 
 
 def _tokens(dashboard: "Dashboard", view: LatentView, example: Example) -> list[dict[str, Any]]:

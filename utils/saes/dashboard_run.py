@@ -183,5 +183,5 @@ def numbers(dashboard: Dashboard) -> list[dict[str, Any]]:
 
 def _example_json(example: Example, texts: dict[int, str]) -> dict[str, Any]:
     values = [None if value != value else value for value in example.activations]
-    place = {"sequence": example.sequence, "position": example.position}
+    place = {"sequence": example.sequence, "position": example.position, "window_start": example.start}
     return {**place, "tokens": [texts[token] for token in example.token_ids], "values": values}

@@ -52,13 +52,16 @@ class Example:
     sequence: int
     position: int
     """In the sequence, of the token that is the example."""
+    start: int
+    """Of the window, in the sequence."""
     token_ids: tuple[int, ...]
     activations: tuple[float, ...]
     """Of each token; NaN for the first of a sequence, which is not read."""
 
     @property
     def peak(self) -> float:
-        return max(value for value in self.activations if value == value)
+        """The activation at the token that is the example."""
+        return self.activations[self.position - self.start]
 
 
 @dataclass(frozen=True)
@@ -181,5 +184,5 @@ def _examples(
             continue
         taken.add(tuple(near))
         shown.update((sequence, other) for other in range(start, end))  # one example shows its neighbours too
-        found.append(Example(sequence, position, ids, tuple(values[sequence, start:end].tolist())))
+        found.append(Example(sequence, position, start, ids, tuple(values[sequence, start:end].tolist())))
     return tuple(found)

@@ -47,9 +47,11 @@ def plot_evals(cells: Sequence[Cell], request: EvalsRequest) -> None:
                     label=f"on {text}",
                 )
             ax.set_xlabel(label)
+            if name == "l0":
+                ax.set_xlim(0, 1.1 * max(1.0, ax.get_xlim()[1]))
         axes[0].set_yticks(range(len(saes)), saes)
         axes[0].set_ylim(len(saes) - 0.5, -0.5)
-        axes[-1].legend(loc="best")
+        axes[-1].legend(loc="lower left")
         set_title(
             figure,
             f"Standard evaluations of SAEs on {request.model.name}",
