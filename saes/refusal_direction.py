@@ -27,7 +27,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 from utils.cli import values
 from utils.cli.flags import add_layers, make_parser
 from utils.cli.run import EXIT_DONE, exit_with, run_main
-from utils.cli.sae_flags import add_position, add_prompts, add_weighted_model, loading, model_request, prompt_source
+from utils.cli.sae_flags import (
+    add_position,
+    add_prompts,
+    add_refusal_tests,
+    add_weighted_model,
+    loading,
+    model_request,
+    prompt_source,
+)
 from utils.errors import UserError
 from utils.model.checkpoints import check_layers
 from utils.model.shapes import model_shape
@@ -53,13 +61,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="with --select: tokens from the prompt's end (default: all behind the instruction)",
     )
     parser.add_argument(
-        "--ablation",
-        choices=["zero", "affine"],
-        default="zero",
-        help="zero: take the component out (Arditi et al.); affine: set it to the mean of harmless prompts, the first "
-        "token left (Marshall et al.), which a small model survives (default: zero)",
-    )
-    parser.add_argument(
         "--max_kl",
         type=values.non_negative_float,
         default=0.1,
@@ -67,18 +68,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="with --select and --evaluations: largest KL on harmless prompts (default: 0.1, as published)",
     )
     parser.add_argument(
-        "--refusal_tokens", nargs="+", metavar="WORD", help='first tokens of refusals (default: "I"; for Qwen "As" too)'
-    )
-    parser.add_argument(
         "--n_val", type=values.positive_int, default=32, metavar="N", help="validation prompts a side (default: 32)"
     )
-    parser.add_argument(
-        "--n_test", type=values.positive_int, default=100, metavar="N", help="test prompts a side (default: up to 100)"
-    )
-    parser.add_argument(
-        "--max_new_tokens", type=values.positive_int, default=64, metavar="N", help="of test answers (default: 64)"
-    )
-    parser.add_argument("--save_completions", action="store_true", help="store whole answers, not their beginnings")
+    add_refusal_tests(parser)
     add_prompts(parser)
     add_weighted_model(parser)
     return parser

@@ -7,6 +7,7 @@ from typing import Any
 from utils.cli import values
 from utils.cli.flags import add_device, add_model, model_choice, root_paths
 from utils.errors import UserError
+from utils.saes.direction_evals import EvalRequest
 from utils.saes.prompts import PromptSource
 from utils.saes.requests import ModelRequest
 from utils.saes.text import TextSource, check_source
@@ -109,6 +110,27 @@ def add_saes(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_refusal_tests(parser: argparse.ArgumentParser) -> None:
+    """Flags that say how a direction is ablated, and how the model is tried on test prompts."""
+    parser.add_argument(
+        "--ablation",
+        choices=["zero", "affine"],
+        default="zero",
+        help="zero: take the component out (Arditi et al.); affine: set it to the mean of harmless prompts, the first "
+        "token left (Marshall et al.), which a small model survives (default: zero)",
+    )
+    parser.add_argument(
+        "--refusal_tokens", nargs="+", metavar="WORD", help='first tokens of refusals (default: "I"; for Qwen "As" too)'
+    )
+    parser.add_argument(
+        "--n_test", type=values.positive_int, default=100, metavar="N", help="test prompts a side (default: up to 100)"
+    )
+    parser.add_argument(
+        "--max_new_tokens", type=values.positive_int, default=64, metavar="N", help="of test answers (default: 64)"
+    )
+    parser.add_argument("--save_completions", action="store_true", help="store whole answers, not their beginnings")
+
+
 def prompt_source(args: argparse.Namespace) -> PromptSource:
     """
     Raises:
@@ -147,3 +169,49 @@ def loading(args: argparse.Namespace) -> dict[str, Any]:
         "weights_path": request.weights,
         "over_all_devices": args.device_map == "auto",
     }
+
+
+def add_evaluation(parser: argparse.ArgumentParser, n_random: int) -> None:
+    """Flags of every script that evaluates SAEs on a model's refusal direction."""
+    add_saes(parser)
+    parser.add_argument(
+        "--layer", type=values.layer, metavar="N", help="the layer that all SAEs must read (default: each its own)"
+    )
+    add_position(parser)
+    parser.add_argument(
+        "--n_random",
+        type=values.positive_int,
+        default=n_random,
+        metavar="N",
+        help=f"draws of each control: random directions, random dictionaries (default: {n_random})",
+    )
+    add_prompts(parser)
+    add_weighted_model(parser)
+
+
+def eval_request(args: argparse.Namespace, script: str, **own: Any) -> EvalRequest:
+    """
+    Args:
+        args: With the flags of `add_evaluation`.
+        script: Names the results.
+        own: Further settings that the numbers depend on.
+
+    Raises:
+        UserError: If flags do not go together.
+    """
+    if args.position >= 0:
+        raise UserError(f"--position {args.position}: count from the prompt's end, -1 for its last token")
+    return EvalRequest(
+        script=script,
+        source=prompt_source(args),
+        model=model_request(args),
+        folders=tuple(args.saes),
+        layer=args.layer,
+        position=args.position,
+        n_prompts=args.n_prompts,
+        system_prompt=args.system_prompt,
+        n_random=args.n_random,
+        seed=args.seed,
+        command=args.command,
+        own=tuple(own.items()),
+    )

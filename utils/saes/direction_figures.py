@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from utils.evaluation.metrics import mean_estimates
 from utils.figures.style import PAGE_WIDTH, Table, figure_style, log_written, new_figure, save_figure, set_title
 from utils.saes.direction_request import DirectionRequest
-from utils.saes.selection import CandidateValues, Evaluator, Scores, SelectionRule
+from utils.saes.selection import CandidateValues, Evaluator, SelectionRule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -126,7 +126,3 @@ def _table(
             "means over validation prompts with 95% bootstrap intervals",
         ),
     )
-
-
-def scores_by_place(scores: Sequence[Scores]) -> dict[tuple[int, int], Scores]:
-    return {(one.position, one.layer): one for one in scores}

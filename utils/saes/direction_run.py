@@ -37,6 +37,7 @@ class Made:
 
 def make_direction(model: "LlamaWrapper", request: DirectionRequest) -> Iterator[str]:
     """Make or choose a direction, write it, and try it on test prompts; yields what is printed."""
+    refusal_tokens(model, request.refusal_tokens)  # before anything is computed
     train = request.source.load("train", request.n_prompts)
     test = request.source.load("test", request.n_test)
     made = _choose(model, request, train) if request.select else _read(model, request, train)

@@ -5,7 +5,7 @@ that reads it: `blocks.13.hook_resid_pre` is the suite's layer 12. `read_by` is 
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.files.reading import load_vector, read_json
 from utils.files.writing import save_tensor, write_json
 from utils.model.ablation import PLACES, References, capture_places
 from utils.model.chat_format import PromptTokens
@@ -175,21 +174,3 @@ def save_direction(folder: Path, direction: Tensor, place: DirectionPlace, made:
     """direction.pt and, behind it, metadata.json, which says that it is whole."""
     save_tensor(folder / "direction.pt", direction.detach().cpu().float().contiguous())
     write_json(folder / "metadata.json", {**place.metadata(), **made})
-
-
-def load_direction(folder: Path, d_model: int, hint: str) -> tuple[Tensor, DirectionPlace]:
-    """
-    Raises:
-        UserError: If there is none, or it is of another width or broken.
-    """
-    path = folder / "metadata.json"
-    known = read_json(path, hint)
-    try:
-        place = DirectionPlace(int(known["suite_layer"]), int(known["pos"]))
-    except (KeyError, TypeError, ValueError) as err:
-        raise UserError(f"{path}: keys 'suite_layer' and 'pos' are missing; make it again with --overwrite") from err
-    return load_vector(folder / "direction.pt", d_model, hint), place
-
-
-def as_dict(place: DirectionPlace) -> dict[str, int]:
-    return asdict(place)

@@ -11,7 +11,6 @@ files of one's own. A split is for one purpose:
 | test | what is reported |
 """
 
-import json
 import logging
 import random
 from collections.abc import Sequence
@@ -211,8 +210,3 @@ def end_tokens(chat_format: ChatFormat, system_prompt: SystemPrompt) -> list[str
     while n < min(len(one), len(other)) and one[-1 - n] == other[-1 - n]:
         n += 1
     return [str(chat_format.tokenizer.decode([token])) for token in one[len(one) - n :]]
-
-
-def write_instructions(path: Path, instructions: Sequence[str]) -> None:
-    """In the form of the bundled and the published files."""
-    write_bytes(path, json.dumps([{"instruction": text} for text in instructions], indent=4).encode())

@@ -20,8 +20,10 @@ class RefuserSettings:
     steps: int = 40
     batch_size: int = 16
     """Prompts a step, half of them harmful."""
-    lr: float = 1e-4
+    lr: float = 2e-4
     """Highest learning rate of AdamW; it rises over the first tenth of the steps and falls linearly."""
+    harmless_weight: float = 3.0
+    """Weight of a harmless prompt's loss; a harmful one's is 1. More of it means fewer harmless prompts refused."""
     own_tokens: int = 10
     """Of the model's own answers to harmless instructions."""
     seed: int = 0
