@@ -247,7 +247,7 @@ def test_contrast_questions_are_written_out_with_both_answers(tmp_path: Path) ->
     assert len(found) > 1900
     assert all(len(document) == 1 for document in found)
     assert not any("(A)" in user or "Choices" in user for [(user, _)] in found)
-    assert all(len(answer) > 3 for [(_, answer)] in found)
+    assert not any(answer.startswith("(") for [(_, answer)] in found)
 
 
 def test_a_hub_set_needs_the_library_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
