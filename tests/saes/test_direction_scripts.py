@@ -22,6 +22,7 @@ from utils.paths import REPOSITORY, DataPaths
 from utils.saes.dictionary import SAE
 from utils.saes.directions import encode_all, prompt_activations
 from utils.saes.prompts import PromptSource
+from utils.saes.selection import Evaluator
 
 D_SAE = 3 * D_MODEL
 EVALS = {
@@ -143,6 +144,30 @@ def test_a_selection_scores_every_candidate_and_draws_them_though_none_is_kept(
     lines = (folder / "direction_evaluations.txt").read_text().splitlines()
     assert sum(line.startswith("random\t") for line in lines) == 3
     assert (folder / "direction_evaluations.png").exists() and not (folder / "direction.pt").exists()
+
+
+def test_a_selection_that_was_interrupted_goes_on_where_it_was(
+    root: Path, run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = ("--select", "--layers", "0-1", "--positions", -1, "--n_prompts", 4, "--n_val", 3)
+    measured: list[int] = []
+    plain = Evaluator.measure
+
+    def measure(self: Evaluator, direction: torch.Tensor, layer: int, references: Any) -> Any:
+        measured.append(layer)
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        return plain(self, direction, layer, references)
+
+    monkeypatch.setattr(Evaluator, "measure", measure)
+    assert run(refusal_direction, *argv) == 130
+    assert measured == [0, 1, 0]  # the third is the first layer's random direction
+    assert run(refusal_direction, *argv) == 2  # none is kept
+    assert measured == [0, 1, 0, 0, 1]
+    scores = (root / "refusal/tiny-chat/direction_evaluations.json").read_bytes()
+    assert run(refusal_direction, *argv, "--max_kl", 0.5) == 2  # with the scores that are there
+    assert (root / "refusal/tiny-chat/direction_evaluations.json").read_bytes() == scores
+    assert measured == [0, 1, 0, 0, 1]
 
 
 @pytest.mark.parametrize(

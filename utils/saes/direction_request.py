@@ -1,5 +1,7 @@
 """What direction is asked for; needs no torch."""
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -66,6 +68,14 @@ class DirectionRequest:
             "prompts": self.source.describe(self.splits),
             "seed": self.seed,
         }
+
+    @property
+    def journal(self) -> Path:
+        """Of candidates' scores; its name is a digest of what they depend on."""
+        others = ("select", "max_kl", "layers", "positions", "n_test", "max_new_tokens")
+        facts = {key: value for key, value in self.settings().items() if key not in others}
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return self.folder / f".sweep_{digest[:16]}.jsonl"
 
     def is_done(self, *, overwrite: bool) -> bool:
         """

@@ -1,12 +1,14 @@
 """From prompts to a direction, its choice, and what it does to test prompts."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from utils.cli.progress import progress
+from utils.files.journal import open_journal
 from utils.files.writing import write_json
 from utils.model.ablation import References
 from utils.saes.condition_figures import completion_records, condition_lines, plot_conditions
@@ -17,7 +19,7 @@ from utils.saes.directions import DirectionPlace, candidate_directions, encode_a
 from utils.saes.prompts import Prompts, end_tokens
 from utils.saes.refusal import refusal_tokens
 from utils.saes.requests import write_result
-from utils.saes.selection import Evaluator, Scores, SelectionRule, as_json, random_direction, select
+from utils.saes.selection import CandidateValues, Evaluator, Scores, SelectionRule, as_json, random_direction, select
 
 if TYPE_CHECKING:
     from llama_wrapper import LlamaWrapper
@@ -59,6 +61,7 @@ def make_direction(model: "LlamaWrapper", request: DirectionRequest) -> Iterator
     }
     stem = request.test_stem
     write_result(stem.with_name(stem.name + ".json"), request.settings(), record, content)
+    request.journal.unlink(missing_ok=True)
     yield from condition_lines(summaries)
 
 
@@ -80,12 +83,7 @@ def _choose(model: "LlamaWrapper", request: DirectionRequest, train: Prompts) ->
     tokens = refusal_tokens(model, request.refusal_tokens)
     harmful_val, harmless_val = (encode_all(model, texts, system) for texts in (val.harmful, val.harmless))
     evaluator = Evaluator(model, harmful_val, harmless_val, tokens, request.ablation)
-    values = evaluator.measure_all(directions, request.layers, positions, references)
-    last = positions.index(max(positions))
-    control = [
-        evaluator.measure(random_direction(directions[place, last], request.seed + layer), layer, references[last])
-        for place, layer in enumerate(request.layers)
-    ]
+    values, control = _measure_all(evaluator, request, positions, directions, references)
     scores = [
         one.scores(position, layer)
         for position, row in zip(positions, values, strict=True)
@@ -101,6 +99,43 @@ def _choose(model: "LlamaWrapper", request: DirectionRequest, train: Prompts) ->
     direction = directions[request.layers.index(layer), positions.index(chosen.position)]
     line = _choice_line(chosen, len(selection.kept), len(scores), evaluator, len(val))
     return Made(direction, DirectionPlace(layer, chosen.position), (line,))
+
+
+def _measure_all(
+    evaluator: Evaluator,
+    request: DirectionRequest,
+    positions: Sequence[int],
+    directions: Tensor,
+    references: Sequence[References | None],
+) -> tuple[list[list[CandidateValues]], list[CandidateValues]]:
+    """Every candidate, a row a position; and for every layer a random direction of the norm at the last position.
+
+    What is measured is kept in a journal until a direction is chosen and tried, so that a run that was killed, or found
+    none with little enough KL, goes on with it.
+    """
+    layers, last = request.layers, positions.index(max(positions))
+    tasks = [
+        (f"{position} {layer}", directions[place, row], layer, references[row])
+        for row, position in enumerate(positions)
+        for place, layer in enumerate(layers)
+    ]
+    tasks += [
+        (
+            f"random {layer} {positions[last]}",
+            random_direction(directions[place, last], request.seed + layer),
+            layer,
+            references[last],
+        )
+        for place, layer in enumerate(layers)
+    ]
+    found = []
+    with open_journal(request.journal, {"candidates of": request.model.name}) as journal:
+        for key, direction, layer, of_position in progress(tasks, desc="candidates"):
+            if key not in journal.entries:
+                journal.append(key, evaluator.measure(direction, layer, of_position).as_rows())
+            found.append(CandidateValues.of_rows(journal.entries[key]))
+    rows = [found[start : start + len(layers)] for start in range(0, len(found), len(layers))]
+    return rows[:-1], rows[-1]
 
 
 def _choice_line(chosen: Scores, n_kept: int, n: int, evaluator: Evaluator, n_val: int) -> str:

@@ -4,10 +4,10 @@
 the published numbers are cosine(r_hat, r) and |r_hat - r|^2 / |r|^2.
 
 Both depend on how many prompts there are: the noise of means over a few prompts is in r and r_hat, does not cancel in a
-length, and pulls the cosine down. A bootstrap adds that noise once more, so that its percentiles do not cover the value
-of infinitely many prompts at all (0 to 1 of 100 tries with 64 prompts a side). So each number comes with a *corrected*
-one, made of inner products from which the noise's expected part is taken off, and its interval from leaving out one
-prompt at a time (jackknife; 97 to 100 of 100 tries cover).
+length, and pulls the cosine down. A bootstrap adds that noise once more, so that its percentiles often never cover the
+value of infinitely many prompts. So each number comes with a *corrected* one, made of inner products from which the
+noise's expected part is taken off, and its interval from leaving out one prompt at a time (jackknife);
+`python -m benchmarks.fidelity_intervals` measures both.
 """
 
 import math

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from utils.cli.progress import progress
 from utils.errors import UserError
 from utils.files.reading import read_json
 from utils.model.ablation import AblationKind, References, ablated_tokens, ablation
@@ -164,6 +163,14 @@ class CandidateValues:
         means = [float(values.mean()) for values in (self.bypass, self.induce, self.kl)]
         return Scores(position, read_by(layer), *(value if math.isfinite(value) else None for value in means))
 
+    def as_rows(self) -> list[list[float]]:
+        """For a journal; no value of a model that runs is infinite or NaN."""
+        return [values.tolist() for values in (self.bypass, self.induce, self.kl)]
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[Sequence[float]]) -> "CandidateValues":
+        return cls(*(np.array(values, dtype=np.float64) for values in rows))
+
 
 class Evaluator:
     """Measures candidate directions of one model on validation prompts."""
@@ -201,31 +208,6 @@ class Evaluator:
             refusal_metric(added, self.tokens),
             kl_divergence(self._clean, harmless),
         )
-
-    def measure_all(
-        self,
-        directions: "Tensor",
-        layers: Sequence[int],
-        positions: Sequence[int],
-        references: Sequence[References | None],
-    ) -> list[list[CandidateValues]]:
-        """Every candidate: a row a position, in it a column a layer.
-
-        Args:
-            directions: [n_layers, n_positions, d_model].
-            layers: The suite's.
-            positions: Counted from the end.
-            references: One for each position.
-        """
-        rows = []
-        with progress(total=len(layers) * len(positions), desc="candidates") as bar:
-            for column, of_position in enumerate(references):
-                row = []
-                for place, layer in enumerate(layers):
-                    row.append(self.measure(directions[place, column], layer, of_position))
-                    bar.update()
-                rows.append(row)
-        return rows
 
 
 def random_direction(like: "Tensor", seed: int) -> "Tensor":
