@@ -109,15 +109,19 @@ def contrast_documents(paths: DataPaths) -> Iterator[Turns]:
     Questions with lettered choices are written out: the question, and the text of the choice as the answer.
     """
     for behavior in bundled_behaviors():
-        path = paths.generate_dataset(behavior)
-        path = path if path.is_file() else DataPaths(REPOSITORY).generate_dataset(behavior)
-        if not path.is_file():
-            continue
-        for item in read_json(path):
-            question, choices = _written_out(item["question"])
-            for key in ("answer_matching_behavior", "answer_not_matching_behavior"):
-                answer = choices.get(item[key].strip()[:3], item[key])
-                yield [(question, answer)]
+        for of_root, bundled in zip(_contrast_files(paths, behavior), _contrast_files(_OWN, behavior), strict=True):
+            path = of_root if of_root.is_file() else bundled
+            for item in read_json(path) if path.is_file() else ():
+                question, choices = _written_out(item["question"])
+                for key in ("answer_matching_behavior", "answer_not_matching_behavior"):
+                    yield [(question, choices.get(item[key].strip()[:3], item[key]))]
+
+
+_OWN = DataPaths(REPOSITORY)
+
+
+def _contrast_files(paths: DataPaths, behavior: str) -> tuple[Path, Path]:
+    return paths.generate_dataset(behavior), paths.generate_text_dataset(behavior)
 
 
 def _written_out(question: str) -> tuple[str, dict[str, str]]:

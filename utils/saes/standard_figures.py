@@ -34,7 +34,7 @@ def plot_evals(cells: Sequence[Cell], request: EvalsRequest) -> None:
                 shift = 0.22 * (place - (len(texts) - 1) / 2)
                 of_text = [cell for cell in cells if cell.measured_on == text]
                 values = [cell.evals.estimates()[name] for cell in of_text]
-                spread = [[x.value - x.low for x in values], [x.high - x.value for x in values]]
+                spread = [[max(0.0, x.value - x.low) for x in values], [max(0.0, x.high - x.value) for x in values]]
                 ax.errorbar(
                     [x.value for x in values],
                     [saes.index(cell.sae) + shift for cell in of_text],
@@ -47,9 +47,11 @@ def plot_evals(cells: Sequence[Cell], request: EvalsRequest) -> None:
                     label=f"on {text}",
                 )
             ax.set_xlabel(label)
+            if name == "l0":
+                ax.set_xlim(0, 1.1 * max(1.0, ax.get_xlim()[1]))
         axes[0].set_yticks(range(len(saes)), saes)
         axes[0].set_ylim(len(saes) - 0.5, -0.5)
-        axes[-1].legend(loc="best")
+        axes[-1].legend(loc="lower left")
         set_title(
             figure,
             f"Standard evaluations of SAEs on {request.model.name}",
