@@ -54,7 +54,7 @@ def _means(part: Sequence[StepStats]) -> list[float]:
 def plot_training(history: History, request: TrainRequest) -> None:
     """Draw loss, L0, explained variance and dead share over the steps, beside the SAE."""
     from utils.figures.style import PAGE_WIDTH, figure_style, new_figure, save_figure, set_title
-from utils.files.tables import Table
+    from utils.files.tables import Table
 
     points = history.points()
     with figure_style():
