@@ -115,6 +115,8 @@ def read_all(model: "LlamaWrapper", request: EvalRequest, *, other_models: bool 
         check_fits(sae, model.label, model.d_model, model.n_layers, other_model=other_models)
         if request.layer is not None and sae.layer != request.layer:
             raise UserError(f"SAE {sae.name} reads layer {sae.layer}, not --layer {request.layer}; leave --layer out")
+        if not other_models and sae.own.get("weights_fingerprint", model.fingerprint) != model.fingerprint:
+            log.warning("SAE %s was trained on other weights of %s: %s", sae.name, model.label, sae.trained_on_model)
     layers = sorted({sae.layer for sae in saes})
     prompts = request.source.load("train", request.n_prompts)
     log.info("reading %d harmful and %d harmless prompts at layers %s", len(prompts), len(prompts), layers)

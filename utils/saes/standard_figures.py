@@ -1,6 +1,7 @@
 """The figure of the standard evaluations: every SAE on every text, beside a random dictionary."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from utils.figures.style import (
     BLUE,
@@ -17,13 +18,15 @@ from utils.figures.style import (
 )
 from utils.files.tables import Table
 from utils.saes.standard_request import EvalsRequest
-from utils.saes.standard_run import Cell
+
+if TYPE_CHECKING:
+    from utils.saes.standard_run import Cell
 
 _SHOWN = (("explained_variance", "explained variance"), ("ce_loss_score", "CE loss score"), ("l0", "L0"))
 _COLOURS = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY)
 
 
-def plot_evals(cells: Sequence[Cell], request: EvalsRequest) -> None:
+def plot_evals(cells: "Sequence[Cell]", request: EvalsRequest) -> None:
     """Draw explained variance, CE loss score and L0 with their intervals, and write them beside."""
     with figure_style():
         saes = list(dict.fromkeys(cell.sae for cell in cells))
@@ -60,7 +63,7 @@ def plot_evals(cells: Sequence[Cell], request: EvalsRequest) -> None:
         save_figure(figure, request.stem, _table(cells))
 
 
-def _table(cells: Sequence[Cell]) -> Table:
+def _table(cells: "Sequence[Cell]") -> Table:
     names = list(cells[0].evals.estimates())
     columns = [column for name in names for column in (name, f"{name}_low", f"{name}_high")]
     rows = []
