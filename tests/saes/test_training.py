@@ -315,6 +315,25 @@ def test_text_that_is_none_is_refused_in_one_line(
     assert message in capsys.readouterr().err
 
 
+def test_tokens_that_outweigh_all_others_are_reported(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from utils.saes import activations
+
+    real = activations.read_layer
+
+    def with_sink(model: LlamaWrapper, token_ids: Tensor, layer: int) -> Tensor:
+        found = real(model, token_ids, layer)
+        found[:, 3] *= 100
+        return found
+
+    assert train("--name", "usual") == 0
+    assert "the median norm" not in capsys.readouterr().err
+    monkeypatch.setattr(activations, "read_layer", with_sink)
+    assert train("--cache_gib", 0, "--name", "sinks") == 0
+    assert "40 of 600 tokens have more than 10 times the median norm" in capsys.readouterr().err
+
+
 def test_a_plain_format_is_named_so(train: Train, tmp_path: Path) -> None:
     assert train("--format", "plain") == 0
     sae = SAE.load(tmp_path / "saes_trained" / f"{NAME}-plain")
