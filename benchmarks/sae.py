@@ -137,7 +137,7 @@ def runner_config(sae_lens: Any, args: argparse.Namespace, model: LlamaWrapper, 
         training_tokens=n_tokens,
         train_batch_size_tokens=args.batch,
         store_batch_size_prompts=4,
-        n_batches_in_buffer=16,
+        n_batches_in_buffer=8,  # of 256 tokens; it keeps half, which is read and never trained on
         prepend_bos=False,
         lr=2e-3,
         device=str(model.device),

@@ -37,7 +37,7 @@ fi
 # a short text is read several times, a long one once or twice
 if [ "$tokens" -lt 100000 ]; then epochs=8; elif [ "$tokens" -lt 400000 ]; then epochs=4; else epochs=2; fi
 layer=16
-shared="--root $root --model_size 135m"
+shared=(--root "$root" --model_size 135m)
 weights=$root/finetuned_models/refuser.pt
 times=$root/analysis/sae/run_all_seconds.txt
 mkdir -p "$root/analysis/sae"
@@ -55,7 +55,7 @@ train() { # the data, then the flags that choose a model
     local data=$1 seed
     shift
     for seed in "${seeds[@]}"; do
-        ./saes/train_sae.py $shared "$@" --layer $layer --data "$data" --tokens "$tokens" --epochs $epochs \
+        ./saes/train_sae.py "${shared[@]}" "$@" --layer $layer --data "$data" --tokens "$tokens" --epochs $epochs \
             --seed "$seed" --name "$(name_of "$data" "$seed" "$@")"
     done
 }
@@ -70,41 +70,38 @@ name_of() { # data, seed, flags of the model -> name of the SAE's folder
     echo "$name"
 }
 
-folders() { # flags of the model, or nothing for the untouched one -> its SAEs' folders
-    local data seed
-    for data in chat web; do
-        for seed in "${seeds[@]}"; do echo "$root/saes_trained/$(name_of $data "$seed" "$@")"; done
-    done
-}
-
 refuser=(--override_model_weights_path "$weights")
 python -m utils.model.embedded
-step "stand-in that refuses" ./saes/make_refuser.py $shared
-step "refusal direction, chosen" ./saes/refusal_direction.py $shared "${refuser[@]}" --select \
+step "stand-in that refuses" ./saes/make_refuser.py "${shared[@]}"
+step "refusal direction, chosen" ./saes/refusal_direction.py "${shared[@]}" "${refuser[@]}" --select \
     --layers 10 12 14 15 16 17 18 --positions -1 -2 --ablation affine --max_kl 0.2 --max_new_tokens 12
 step "SAEs of the stand-in, chat" train chat "${refuser[@]}"
 step "SAEs of the stand-in, web" train web "${refuser[@]}"
 step "SAEs of the untouched model, chat" train chat
 step "SAEs of the untouched model, web" train web
 
-mapfile -t of_refuser < <(folders "${refuser[@]}")
-mapfile -t of_untouched < <(folders)
+of_refuser=() of_untouched=()
+for data in chat web; do
+    for seed in "${seeds[@]}"; do
+        of_refuser+=("$root/saes_trained/$(name_of $data "$seed" "${refuser[@]}")")
+        of_untouched+=("$root/saes_trained/$(name_of $data "$seed")")
+    done
+done
 all=("${of_refuser[@]}" "${of_untouched[@]}")
-dashboard_of=("${of_refuser[0]}")
 # results are named by script and model: those of other SAEs or lengths are made again
-again=()
+again=
 sae_list=$root/analysis/sae/run_all_saes.txt
-if [ -f "$sae_list" ] && [ "$(cat "$sae_list")" != "${all[*]}" ]; then again=(--overwrite); fi
+if [ -f "$sae_list" ] && [ "$(cat "$sae_list")" != "${all[*]}" ]; then again=--overwrite; fi
 
-step "heatmaps: model and text" ./saes/dataset_vs_model_transfer.py $shared "${refuser[@]}" "${again[@]}" --saes "${all[@]}"
-step "fidelity" ./saes/refusal_dir_recons_fidelity_evals.py $shared "${refuser[@]}" "${again[@]}" --saes "${all[@]}"
-step "sparsity" ./saes/refusal_dir_sparsity_evals.py $shared "${refuser[@]}" "${again[@]}" --saes "${all[@]}"
-step "dashboard" ./saes/latent_dashboards.py $shared "${refuser[@]}" --saes "${dashboard_of[@]}"
-step "steering with latents" ./saes/refusal_latent_steering_evals.py $shared "${refuser[@]}" "${again[@]}" \
+step "heatmaps: model and text" ./saes/dataset_vs_model_transfer.py "${shared[@]}" "${refuser[@]}" $again --saes "${all[@]}"
+step "fidelity" ./saes/refusal_dir_recons_fidelity_evals.py "${shared[@]}" "${refuser[@]}" $again --saes "${all[@]}"
+step "sparsity" ./saes/refusal_dir_sparsity_evals.py "${shared[@]}" "${refuser[@]}" $again --saes "${all[@]}"
+step "dashboard" ./saes/latent_dashboards.py "${shared[@]}" "${refuser[@]}" --saes "${of_refuser[0]}"
+step "steering with latents" ./saes/refusal_latent_steering_evals.py "${shared[@]}" "${refuser[@]}" $again \
     --saes "${all[@]}" --ablation affine --max_new_tokens 12
-step "standard evaluations, stand-in" ./saes/standard_evals.py $shared "${refuser[@]}" "${again[@]}" --tokens 2040 \
+step "standard evaluations, stand-in" ./saes/standard_evals.py "${shared[@]}" "${refuser[@]}" $again --tokens 2040 \
     --saes "${of_refuser[@]}"
-step "standard evaluations, untouched" ./saes/standard_evals.py $shared "${again[@]}" --tokens 2040 \
+step "standard evaluations, untouched" ./saes/standard_evals.py "${shared[@]}" $again --tokens 2040 \
     --saes "${of_untouched[@]}"
 echo "${all[*]}" >"$sae_list"
 

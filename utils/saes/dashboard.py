@@ -61,7 +61,7 @@ def _latent(dashboard: "Dashboard", place: int) -> dict[str, Any]:
     return {
         "id": latent,
         "cosine": f"{beside.cosine[latent]:+.3f}",
-        "delta": f"{beside.delta[latent]:+.3g}",
+        "delta": f"{beside.delta[latent]:+.3g}" if beside.delta[latent] else "0",
         "density": f"{beside.density[latent]:.3%}",
         "largest": f"{view.largest:.3g}",
         "on_harmful": f"{beside.on_harmful[latent]:.3g}",

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_SAVES = 60.0
+SINK_NORMS = 10
 SAMPLE_ROWS = 65_536
 """Tokens from which the input's factor and mean are taken, at most."""
 
@@ -110,6 +111,7 @@ def _prepare(
     history = History()
     if not processes.is_main():
         return None, history
+    _warn_of_sinks(sample, request)
     settings = request.settings
     n_tokens = request.plan.total_rows * settings.epochs
     trainer = Trainer(settings, sample, count_steps(request), n_tokens, request.start_seed)
@@ -122,6 +124,17 @@ def _prepare(
         else:
             log.warning("%s is of another run; beginning anew", request.state_path)
     return trainer, history
+
+
+def _warn_of_sinks(sample: Tensor, request: TrainRequest) -> None:
+    """Say where a few tokens outweigh all others: attention sinks that are not a sequence's first token."""
+    norms = sample.float().norm(dim=-1)
+    n_beyond = int((norms > SINK_NORMS * norms.median()).sum())
+    if n_beyond:
+        log.warning(
+            "%s: %d of %d tokens have more than %d times the median norm and outweigh the others in the squared error",
+            *(request.plan.source.label, n_beyond, len(norms), SINK_NORMS),
+        )
 
 
 def _run_steps(
