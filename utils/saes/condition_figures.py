@@ -90,7 +90,7 @@ def plot_conditions(summaries: Sequence[Summary], stem: Path, title: str) -> Non
         set_title(
             figure,
             title,
-            f"{n} harmful or harmless prompts; orange: ablated; blue: added; light blue: random controls of the same size",
+            f"{n} prompts a condition; orange: ablated; blue: added; light blue: random controls of that size",
         )
         log_written(save_figure(figure, stem, condition_table(summaries)))
 
