@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 from utils.cli import values
 from utils.cli.flags import add_device, add_layers, add_model, make_parser, model_choice, root_paths
 from utils.cli.run import EXIT_DONE, exit_with, run_main
+from utils.cli.sae_flags import check_one_process
 from utils.model.checkpoints import check_layers
 from utils.model.shapes import model_shape
 from utils.saes.refuser_request import RefuserRequest, RefuserSettings, middle_third
@@ -63,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
+    check_one_process()
     choice = model_choice(args)
     n_layers = model_shape(choice).n_layers
     layers = check_layers(args.layers or middle_third(n_layers), n_layers, choice.label)

@@ -32,6 +32,7 @@ from utils.cli.sae_flags import (
     add_prompts,
     add_refusal_tests,
     add_weighted_model,
+    check_one_process,
     loading,
     model_request,
     prompt_source,
@@ -95,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
         return choose_from_file(args)
     from utils.saes.direction_request import DirectionRequest
 
+    check_one_process()
     model = model_request(args)
     n_layers = model_shape(model.choice).n_layers
     named = [args.layer] if args.layer is not None else args.layers or list(range(n_layers - 1))

@@ -330,6 +330,17 @@ def test_an_sae_that_does_not_fit_is_refused_in_one_line(
     assert message in error and "Traceback" not in error
 
 
+@pytest.mark.parametrize("script", [make_refuser, refusal_direction, refusal_dir_sparsity_evals])
+def test_several_processes_are_refused(
+    script: Any, root: Path, run: Callable[..., int], capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    argv = {refusal_direction: ["--layer", "1"], make_refuser: []}.get(script, ["--saes", str(root)])
+    assert run(script, *argv) == 2
+    assert "runs in one process" in capsys.readouterr().err
+
+
 def test_folders_that_hold_no_sae_are_named(root: Path, run: Callable[..., int], capsys: Any) -> None:
     assert run(refusal_dir_sparsity_evals, "--saes", root / "nothing") == 2
     assert "there is no such folder; train one with ./saes/train_sae.py" in capsys.readouterr().err

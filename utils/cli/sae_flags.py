@@ -7,6 +7,7 @@ from typing import Any
 from utils.cli import values
 from utils.cli.flags import add_device, add_model, model_choice, root_paths
 from utils.errors import UserError
+from utils.model import processes
 from utils.saes.direction_evals import EvalRequest
 from utils.saes.prompts import PromptSource
 from utils.saes.requests import ModelRequest
@@ -189,6 +190,15 @@ def add_evaluation(parser: argparse.ArgumentParser, n_random: int) -> None:
     add_weighted_model(parser)
 
 
+def check_one_process() -> None:
+    """
+    Raises:
+        UserError: If several were launched: the work on some hundred prompts is not shared.
+    """
+    if processes.count() > 1:
+        raise UserError("this script runs in one process; start it without accelerate launch or torchrun")
+
+
 def eval_request(args: argparse.Namespace, script: str, **own: Any) -> EvalRequest:
     """
     Args:
@@ -199,6 +209,7 @@ def eval_request(args: argparse.Namespace, script: str, **own: Any) -> EvalReque
     Raises:
         UserError: If flags do not go together.
     """
+    check_one_process()
     if args.position >= 0:
         raise UserError(f"--position {args.position}: count from the prompt's end, -1 for its last token")
     return EvalRequest(
