@@ -12,7 +12,7 @@ block that reads the place, which is one more.
 Reads:   datasets/refusal/..., or --harmful FILE --harmless FILE
 Writes:  refusal/<model>/direction.pt, metadata.json; with --select direction_evaluations.json and heatmaps
          analysis/sae/refusal_direction_<model>: what it does on test prompts (.json, .png, .pdf, .txt)
-Example: ./saes/refusal_direction.py --select --layers 8-18 --ablation affine --max_kl 0.2 --model_size 135m
+Example: ./saes/refusal_direction.py --select --layers 8-18 --ablation affine --max_kl 0.5 --model_size 135m
              --override_model_weights_path finetuned_models/refuser.pt
 """
 
@@ -71,6 +71,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--n_val", type=values.positive_int, default=32, metavar="N", help="validation prompts a side (default: 32)"
     )
+    parser.add_argument(
+        "--no_filter",
+        action="store_true",
+        help="with --select: keep harmful prompts that are not refused and harmless ones that are (default: leave them "
+        "out, as published)",
+    )
     add_refusal_tests(parser)
     add_prompts(parser)
     add_weighted_model(parser)
@@ -107,6 +113,7 @@ def run(args: argparse.Namespace) -> int:
         positions=tuple(args.positions or ()) if args.select else (args.position,),
         select=args.select,
         ablation=args.ablation,
+        filtered=not args.no_filter,
         max_kl=args.max_kl,
         n_prompts=args.n_prompts,
         n_val=args.n_val,

@@ -74,7 +74,7 @@ refuser=(--override_model_weights_path "$weights")
 python -m utils.model.embedded
 step "stand-in that refuses" ./saes/make_refuser.py "${shared[@]}"
 step "refusal direction, chosen" ./saes/refusal_direction.py "${shared[@]}" "${refuser[@]}" --select \
-    --layers 10 12 14 15 16 17 18 --positions -1 -2 --ablation affine --max_kl 0.2 --max_new_tokens 12
+    --layers 10 12 14 15 16 17 18 --positions -1 -2 --ablation affine --max_kl 0.5 --max_new_tokens 12
 step "SAEs of the stand-in, chat" train chat "${refuser[@]}"
 step "SAEs of the stand-in, web" train web "${refuser[@]}"
 step "SAEs of the untouched model, chat" train chat

@@ -123,6 +123,7 @@ def test_a_selection_scores_every_candidate_and_draws_them_though_none_is_kept(
 ) -> None:
     argv = (
         "--select",
+        "--no_filter",
         "--ablation",
         "affine",
         "--layers",
@@ -149,7 +150,7 @@ def test_a_selection_scores_every_candidate_and_draws_them_though_none_is_kept(
 def test_a_selection_that_was_interrupted_goes_on_where_it_was(
     root: Path, run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    argv = ("--select", "--layers", "0-1", "--positions", -1, "--n_prompts", 4, "--n_val", 3)
+    argv = ("--select", "--no_filter", "--layers", "0-1", "--positions", -1, "--n_prompts", 4, "--n_val", 3)
     measured: list[int] = []
     plain = Evaluator.measure
 
@@ -181,6 +182,7 @@ def test_a_selection_that_was_interrupted_goes_on_where_it_was(
         (["--layer", "1", "--refusal_tokens", "Do you"], "is 2 tokens of tiny-chat"),
         (["--layer", "1", "--override_model_weights_path", "no.pt"], "no.pt: there is no such file"),
         (["--select", "--layer", "1"], "not allowed with argument"),
+        (["--select"], "refuses 0 of 3 harmful prompts"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(

@@ -23,6 +23,8 @@ class DirectionRequest:
     """From the prompt's end; empty for all behind the instruction."""
     select: bool
     ablation: Literal["zero", "affine"]
+    filtered: bool
+    """With select: only prompts that the model answers by their side."""
     max_kl: float
     n_prompts: int
     n_val: int
@@ -53,7 +55,11 @@ class DirectionRequest:
 
     def settings(self) -> dict[str, Any]:
         """What the result depends on."""
-        chosen = {"select": True, "max_kl": self.max_kl, "n_val": self.n_val} if self.select else {"select": False}
+        chosen = (
+            {"select": True, "max_kl": self.max_kl, "n_val": self.n_val, "filtered": self.filtered}
+            if self.select
+            else {"select": False}
+        )
         return {
             **self.model.describe(),
             **chosen,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from utils.cli.progress import progress
+from utils.errors import UserError
 from utils.files.journal import open_journal
 from utils.files.writing import write_json
 from utils.model.ablation import References
@@ -16,8 +17,8 @@ from utils.saes.conditions import Outcome, Summary, ablating, adding, run_condit
 from utils.saes.direction_figures import plot_candidates
 from utils.saes.direction_request import DirectionRequest
 from utils.saes.directions import DirectionPlace, candidate_directions, encode_all, harmless_means, save_direction
-from utils.saes.prompts import Prompts, end_tokens
-from utils.saes.refusal import refusal_tokens
+from utils.saes.prompts import Prompts, SystemPrompt, end_tokens
+from utils.saes.refusal import next_token_logits, refusal_metric, refusal_tokens
 from utils.saes.requests import write_result
 from utils.saes.selection import CandidateValues, Evaluator, Scores, SelectionRule, as_json, random_direction, select
 
@@ -74,13 +75,15 @@ def _choose(model: "LlamaWrapper", request: DirectionRequest, train: Prompts) ->
     system = request.system_prompt
     ends = end_tokens(model.chat_format, system)
     positions = request.positions or tuple(range(-len(ends), 0))
+    tokens = refusal_tokens(model, request.refusal_tokens)
+    val = request.source.load("val", request.n_val)
+    if request.filtered:
+        train, val = (told_apart(model, prompts, tokens, system) for prompts in (train, val))
     directions = candidate_directions(model, train, request.layers, positions, system)
     harmless = encode_all(model, train.harmless, system)
     references: list[References | None] = [None] * len(positions)
     if request.ablation == "affine":
         references = [harmless_means(model, harmless, position) for position in positions]
-    val = request.source.load("val", request.n_val)
-    tokens = refusal_tokens(model, request.refusal_tokens)
     harmful_val, harmless_val = (encode_all(model, texts, system) for texts in (val.harmful, val.harmless))
     evaluator = Evaluator(model, harmful_val, harmless_val, tokens, request.ablation)
     values, control = _measure_all(evaluator, request, positions, directions, references)
@@ -99,6 +102,29 @@ def _choose(model: "LlamaWrapper", request: DirectionRequest, train: Prompts) ->
     direction = directions[request.layers.index(layer), positions.index(chosen.position)]
     line = _choice_line(chosen, len(selection.kept), len(scores), evaluator, len(val))
     return Made(direction, DirectionPlace(layer, chosen.position), (line,))
+
+
+def told_apart(model: "LlamaWrapper", prompts: Prompts, tokens: Sequence[int], system: SystemPrompt) -> Prompts:
+    """Harmful prompts that the model begins to refuse and harmless ones that it does not, equally many, in their order.
+
+    As Arditi et al. do before they choose: a prompt that is answered against its side says nothing of its direction,
+    and a harmless one that is refused counts as KL what is meant.
+
+    Raises:
+        UserError: If fewer than two of a side are left.
+    """
+    kept = []
+    for texts, sign in ((prompts.harmful, 1), (prompts.harmless, -1)):
+        metric = refusal_metric(next_token_logits(model, encode_all(model, texts, system)), tokens)
+        kept.append([text for text, value in zip(texts, metric, strict=True) if sign * value > 0])
+    n = min(map(len, kept))
+    log.info("%d of %d harmful prompts are refused, %d harmless ones are not", len(kept[0]), len(prompts), len(kept[1]))
+    if n < 2:
+        raise UserError(
+            f"{model.label} refuses {len(kept[0])} of {len(prompts)} harmful prompts and answers {len(kept[1])} "
+            "harmless ones: too few to choose a direction by; use ./saes/make_refuser.py, or --no_filter"
+        )
+    return Prompts(tuple(kept[0][:n]), tuple(kept[1][:n]))
 
 
 def _measure_all(

@@ -103,7 +103,7 @@ def _why_none(candidates: Sequence[Scores], rule: SelectionRule) -> str:
     return (
         f"none of {len(candidates)} candidates has a KL of {rule.max_kl:g} or less with an induce score of "
         f"{rule.min_induce:g} or more; the lowest is {nearest.kl_div_score:.3f} (position {nearest.position}, input of "
-        f"block {nearest.layer}): allow it with --max_kl, or try --ablation affine"
+        f"block {nearest.layer}): allow it with --max_kl (--ablation affine causes less than zero)"
     )
 
 
