@@ -8,7 +8,7 @@ import prompting_with_steering
 import scoring
 from utils.evaluation.effects import Missing, evaluation_command
 from utils.evaluation.plan import sweep_settings
-from utils.evaluation.results import settings_of
+from utils.evaluation.result_files import settings_of
 from utils.model.checkpoints import ModelChoice, choose_model
 from utils.paths import REPOSITORY, DataPaths
 from utils.settings import SteeringSettings

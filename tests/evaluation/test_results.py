@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from utils.errors import UserError
-from utils.evaluation.results import ResultFiles, align, load_choice_results, load_scores, settings_of
+from utils.evaluation.result_files import ResultFiles, settings_of
+from utils.evaluation.results import align, load_choice_results, load_scores
 from utils.model.checkpoints import choose_model
 from utils.paths import DataPaths
 from utils.settings import SteeringSettings

@@ -23,7 +23,8 @@ from utils.data.checks import check_behavior, check_knowledge
 from utils.data.records import load_choice_items, load_contrast_pairs, load_open_ended_questions
 from utils.data.splitting import clean_question, load_raw_pairs
 from utils.errors import UserError
-from utils.evaluation.results import ResultFiles, load_choice_results, load_scores
+from utils.evaluation.result_files import ResultFiles
+from utils.evaluation.results import load_choice_results, load_scores
 from utils.files.journal import open_journal
 from utils.files.provenance import PROVENANCE_NAME, read_folder_provenance, record_provenance
 from utils.files.reading import load_activations, load_vector, read_json

@@ -17,7 +17,8 @@ from utils.evaluation.metrics import (
     steerabilities,
 )
 from utils.evaluation.paired_tests import paired_tests
-from utils.evaluation.results import MAX_SCORE, ItemValues, ResultFiles, align
+from utils.evaluation.result_files import ResultFiles
+from utils.evaluation.results import MAX_SCORE, ItemValues, align
 from utils.model.checkpoints import ModelChoice
 from utils.paths import DataPaths
 from utils.settings import ResultType, SteeringSettings

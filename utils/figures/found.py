@@ -7,7 +7,7 @@ from pathlib import Path
 
 from utils.errors import UserError
 from utils.evaluation.effects import evaluation_command
-from utils.evaluation.results import settings_of
+from utils.evaluation.result_files import settings_of
 from utils.figures.requests import PlotRequest
 from utils.paths import DataPaths
 from utils.settings import SteeringSettings, parse_result_name

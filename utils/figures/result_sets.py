@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from utils.evaluation.effects import Condition, Missing, Point, evaluation_command, measure
-from utils.evaluation.results import ResultFiles, settings_of
+from utils.evaluation.result_files import ResultFiles, settings_of
 from utils.evaluation.words import PLAIN, sampling_words, with_sampling
 from utils.figures.requests import PlotRequest
 from utils.settings import ResultType, SteeringSettings

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
-from utils.evaluation.results import settings_of
+from utils.evaluation.result_files import settings_of
 from utils.evaluation.words import PLAIN, behavior_label, behavior_meaning, condition_label
 from utils.figures.requests import PlotRequest
 from utils.judge.score_files import Record, answer_key, has_score, load_answers, load_scored

@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from utils.evaluation.effects import ALPHA, Point, evaluation_command
 from utils.evaluation.headline import BehaviorHeadline, Headline, steerability_text
-from utils.evaluation.results import settings_of
+from utils.evaluation.result_files import settings_of
 from utils.evaluation.words import (
     HOLDS_HEADING,
     P_HEADING,
