@@ -73,16 +73,15 @@ def plot_conditions(summaries: Sequence[Summary], stem: Path, title: str) -> Non
     sides = [side for side in SIDES if any(one.condition.side == side for one in summaries)]
     longest = max(sum(one.condition.side == side for one in summaries) for side in sides)
     with figure_style():
-        figure, axes = new_figure(
-            PAGE_WIDTH, 1.0 + 0.42 * longest, nrows=len(sides), ncols=2, sharey="row", squeeze=False
-        )
+        height = 1.1 + max(0.9, 0.22 * longest) * len(sides)
+        figure, axes = new_figure(PAGE_WIDTH, height, nrows=len(sides), ncols=2, sharey="row", squeeze=False)
         for row, side in enumerate(sides):
             of_side = [one for one in summaries if one.condition.side == side]
             _draw_rows(axes[row][0], of_side, [one.rates["starts"] for one in of_side])
             _draw_rows(axes[row][1], of_side, [one.change for one in of_side])
             axes[row][0].set_yticks(range(len(of_side)), [_label(one) for one in of_side])
-            axes[row][0].invert_yaxis()
-            axes[row][0].set_ylabel(f"{side} prompts")
+            axes[row][0].set_ylim(len(of_side) - 0.5, -0.5)
+            axes[row][0].set_ylabel(side)
             axes[row][0].set_xlim(-0.02, 1.02)
             axes[row][1].axvline(0, color="0.6", linewidth=0.6)
         axes[-1][0].set_xlabel("share of answers that begin\nwith a refusal (95% Wilson)")
@@ -91,7 +90,7 @@ def plot_conditions(summaries: Sequence[Summary], stem: Path, title: str) -> Non
         set_title(
             figure,
             title,
-            f"{n} prompts a side; orange: ablated; blue: added; light blue: random controls of the same size",
+            f"{n} prompts a condition; orange: ablated; blue: added; light blue: random controls of that size",
         )
         log_written(save_figure(figure, stem, condition_table(summaries)))
 
