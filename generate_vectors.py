@@ -27,6 +27,7 @@ from utils.cli.flags import (
     vector_kind,
 )
 from utils.cli.run import EXIT_DONE, exit_with, run_main
+from utils.errors import UserError
 from utils.evaluation.own_answers import FILTERS, OwnAnswers
 from utils.model.shapes import model_shape
 from utils.vectors.plan import ExtractionRequest, GenerateSet, load_pairs_for, plan_extraction
@@ -91,6 +92,7 @@ def build_request(args: argparse.Namespace) -> ExtractionRequest:
 def run(args: argparse.Namespace) -> int:
     request = build_request(args)
     if request.kind.origin == "pairs":
+        check_flags(args)
         return extract(args, request, load_pairs_for)
     answers = OwnAnswers(request, args.filter, args.limit, args.max_new_tokens)
     plans = answers.plans(request.behaviors)
@@ -102,6 +104,17 @@ def run(args: argparse.Namespace) -> int:
         for plan in plans:
             run_sweeps(model, plan, {behavior: {} for behavior in request.behaviors})
     return extract(args, request, answers.load, model)
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        UserError: If flags of the model's own answers stand without --from answers.
+    """
+    parser = build_parser()
+    names = ("filter", "limit", "max_new_tokens")
+    if stray := [f"--{name}" for name in names if getattr(args, name) != parser.get_default(name)]:
+        raise UserError(f"{', '.join(stray)}: only with --from answers")
 
 
 def extract(

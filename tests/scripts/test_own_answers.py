@@ -118,6 +118,8 @@ def test_too_few_pairs_letters_and_missing_system_prompts_are_refused(
     assert "a vector needs at least 8" in error_lines(capsys.readouterr().err)[0]
     assert run(generate_vectors, "--from", "answers") == 2
     assert "use --read answer or --read last" in error_lines(capsys.readouterr().err)[0]
+    assert run(generate_vectors, "--read", "answer", "--limit", 9) == 2
+    assert "--limit: only with --from answers" in error_lines(capsys.readouterr().err)[0]
     paths = DataPaths(root)
     put_json(paths.behavior_file("sea"), {"id": "sea", "label": "Sea", "matching": "speaks of the sea"})
     assert generate(run) == 2
