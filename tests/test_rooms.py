@@ -23,6 +23,7 @@ ROOMS = (
     "figures",
     "inside",
     "report",
+    "exports",
     "finetuning",
     "saes",
     "cli",
@@ -88,7 +89,7 @@ def test_every_room_is_named_in_the_order() -> None:
     assert there - {"__init__", "__pycache__"} == set(ROOMS)
 
 
-@pytest.mark.parametrize("room", ["evaluation", "figures", "inside", "report"])
+@pytest.mark.parametrize("room", ["evaluation", "figures", "inside", "report", "exports"])
 def test_a_room_takes_requests_and_knows_nothing_of_the_command_line(room: str) -> None:
     for path in MODULES:
         if room_of(name_of(path)) == room:

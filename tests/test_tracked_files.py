@@ -6,7 +6,16 @@ import pytest
 
 from utils.paths import REPOSITORY
 
-OUTPUTS = ("activations", "analysis", "finetuned_models", "finetune_logs", "refusal", "results", "saes_trained")
+OUTPUTS = (
+    "activations",
+    "analysis",
+    "exports",
+    "finetuned_models",
+    "finetune_logs",
+    "refusal",
+    "results",
+    "saes_trained",
+)
 
 
 def git(*words: str) -> subprocess.CompletedProcess[str]:

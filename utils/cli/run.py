@@ -176,6 +176,7 @@ _NOISY_LIBRARIES = (
     "filelock",
     "asyncio",
     "fsspec",
+    "gguf",
 )
 
 
