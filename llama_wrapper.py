@@ -25,6 +25,7 @@ from torch import Tensor
 from utils.data.records import AnyPair
 from utils.model import answer_scoring, processes, reading, scoring
 from utils.model.answer_scoring import AnswerPair
+from utils.model.batching import CPU_TOKENS_PER_PASS
 from utils.model.chat_format import ChatFormat, PromptTokens
 from utils.model.checkpoints import ModelChoice, choice_of
 from utils.model.generation import Decoding, GenerationRow, generate_rows, generate_without_cache
@@ -44,8 +45,10 @@ __all__ = ["Generation", "LlamaWrapper", "Steering"]
 
 log = logging.getLogger(__name__)
 
-# A generated row's share of a pass: its keys and values of all layers weigh more than one block's activations.
+# A generated row's share of a pass, for each of its tokens: its keys and values of all layers stay.
 GENERATION_COST = 0.25
+SMALL_GENERATION_COST = 0.1  # on a CPU, where they take little room: more rows share each reading of the weights
+CPU_CACHE_BYTES = 2**30  # that the keys and values of a batch may take there before its rows cost more
 
 
 @dataclass(frozen=True)
@@ -334,14 +337,15 @@ class LlamaWrapper:
         """
         self.runtime.check_lengths([len(row.prompt) for row in rows], max_new_tokens)
         check_range([row.steering for row in rows], self.dtype)
-        decoding = Decoding(max_new_tokens, self._end_ids(), self.runtime.pad_id, temperature)
+        decoding = Decoding(max_new_tokens, self.end_ids, self.runtime.pad_id, temperature)
 
         def generate_batch(batch: list[int]) -> list[list[int]]:
             done = dict(generate_rows(self.model, self.layers, [rows[i] for i in batch], decoding))
             return [done[place] for place in range(len(batch))]
 
         cached = [i for i, row in enumerate(rows) if use_cache and self._may_share_a_cache(row, max_new_tokens)]
-        widths = [GENERATION_COST * (len(rows[i].prompt) + max_new_tokens) for i in cached]
+        cost = self._generation_cost()
+        widths = [cost * (len(rows[i].prompt) + max_new_tokens) for i in cached]
         batches = self.runtime.batcher.run(cached, widths, generate_batch, batch_size, skip, keep_order=True)
         for batch, answers in batches:
             for index, tokens in zip(batch, answers, strict=True):
@@ -360,6 +364,16 @@ class LlamaWrapper:
             if index not in skip and processes.is_mine(ordinal):
                 tokens = generate_without_cache(self.model, self.layers, rows[index], decoding)
                 yield index, self._generation(rows[index], tokens)
+
+    def _generation_cost(self) -> float:
+        if self.device.type != "cpu":
+            return GENERATION_COST
+        config = self.runtime.config
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        bytes_per_token = 2 * self.n_layers * heads * head_dim * self.dtype.itemsize
+        filling = bytes_per_token * CPU_TOKENS_PER_PASS / CPU_CACHE_BYTES
+        return min(GENERATION_COST, max(SMALL_GENERATION_COST, filling))
 
     def _may_share_a_cache(self, row: GenerationRow, max_new_tokens: int) -> bool:
         """Whether the answer stays where positions are encoded as they are for short rows."""
@@ -397,7 +411,9 @@ class LlamaWrapper:
         raw_text = str(self.tokenizer.decode([*row.prompt.ids, *tokens], skip_special_tokens=False))
         return Generation(tuple(tokens), text, raw_text)
 
-    def _end_ids(self) -> frozenset[int]:
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
         configured = self.model.generation_config.eos_token_id if self.model.generation_config else None
         ids = configured if isinstance(configured, list) else [configured]
         return frozenset(i for i in [*ids, self.tokenizer.eos_token_id] if i is not None)

@@ -1,7 +1,7 @@
 """Flags that scripts share, and what is made of their values."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
@@ -101,14 +101,14 @@ def add_multipliers(parser: argparse.ArgumentParser, default: Sequence[float] | 
     )
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser, default_size: str = "7b") -> None:
     """Flags that name a model."""
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument(
         "--model_size",
         choices=MODEL_SIZES,
-        default="7b",
-        help="7b, 13b, 70b: Llama 2 (gated: needs HF_TOKEN); 135m: the embedded SmolLM2 (default: 7b)",
+        default=default_size,
+        help=f"7b, 13b, 70b: Llama 2 (gated: needs HF_TOKEN); 135m: the embedded SmolLM2 (default: {default_size})",
     )
     chosen.add_argument("--model", metavar="NAME_OR_PATH", help="any decoder checkpoint: a hub name or a local folder")
     parser.add_argument("--use_base_model", action="store_true", help="the base model, prompted with plain text")
@@ -165,6 +165,16 @@ def add_vector_kind(parser: argparse.ArgumentParser, default: str | None = None)
 
 def vector_kind(args: argparse.Namespace) -> VectorKind:
     return VectorKind(args.read, args.method, args.origin)
+
+
+def kind_filter(args: argparse.Namespace) -> Callable[[VectorKind], bool]:
+    """Which kinds of vectors the flags leave, where `add_vector_kind` had a default in words."""
+
+    def fits(kind: VectorKind) -> bool:
+        given = ((args.read, kind.reading), (args.method, kind.method), (args.origin, kind.origin))
+        return all(asked in (None, value) for asked, value in given)
+
+    return fits
 
 
 def add_compute(parser: argparse.ArgumentParser) -> None:

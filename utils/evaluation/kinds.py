@@ -229,7 +229,7 @@ class FreeAnswers(Questions):
         encode, seed = model.chat_format.encode, asked.settings.seed
         prompts = [asked.placed(encode(question, None, asked.system_prompt)) for question in asked.items]
         rows = [
-            GenerationRow(prompt, distinct.steering, seed=_row_seed(seed, *distinct.combinations[0], index))
+            GenerationRow(prompt, distinct.steering, seed=row_seed(seed, *distinct.combinations[0], index))
             for distinct in asked.steerings
             for index, prompt in enumerate(prompts)
         ]
@@ -257,7 +257,7 @@ class FreeAnswers(Questions):
         return number // n_items
 
 
-def _row_seed(seed: int, layer: int, multiplier: float, index: int) -> int:
+def row_seed(seed: int, layer: int, multiplier: float, index: int) -> int:
     """A seed of its own for each answer, the same in every run."""
     at = (seed, layer if multiplier else 0, multiplier, index)
     return int.from_bytes(sha256(repr(at).encode()).digest()[:7], "big")

@@ -10,6 +10,7 @@ The end of the user's turn is known from building the text, and the tokenizer's 
 which token that is; nothing is searched for, so a marker inside a question moves nothing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -19,6 +20,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PromptFormat = Literal["llama2", "base", "template"]
+Role = Literal["user", "assistant"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
 
 
 @dataclass(frozen=True)
@@ -72,8 +82,26 @@ class ChatFormat:
         Raises:
             UserError: If the format takes no system prompt or the end of the user's turn cannot be placed.
         """
-        prompt, separator = self._prompt_text(question.strip(), system_prompt)
-        text = prompt if answer is None else f"{prompt}{separator}{answer.strip()}"
+        prompt, separator = self._prompt_text([Message("user", question.strip())], system_prompt)
+        return self._encode(prompt, prompt if answer is None else f"{prompt}{separator}{answer.strip()}")
+
+    def encode_conversation(self, messages: Sequence[Message], system_prompt: str | None = None) -> PromptTokens:
+        """Tokenise a conversation that ends with the user's turn; steered from the end of that turn on.
+
+        For one message it is what `encode` makes of it.
+
+        Raises:
+            UserError: If the turns do not alternate from user to user, or as `encode`.
+        """
+        roles = [message.role for message in messages]
+        if roles != [("user", "assistant")[i % 2] for i in range(len(roles))] or len(roles) % 2 == 0:
+            raise UserError("a conversation takes turns: user, assistant, ..., and ends with the user")
+        stripped = [Message(message.role, message.content.strip()) for message in messages]
+        prompt, _ = self._prompt_text(stripped, system_prompt)
+        return self._encode(prompt, prompt)
+
+    def _encode(self, prompt: str, text: str) -> PromptTokens:
+        """Tokenise a text that begins with a prompt."""
         encoding = self.tokenizer(
             text, add_special_tokens=self.name != "template", return_offsets_mapping=True, truncation=False
         )
@@ -110,16 +138,26 @@ class ChatFormat:
             return token_id
         raise UserError(f"{self.model_label}: its tokenizer has no single token for the answer letter {letter!r}")
 
-    def _prompt_text(self, question: str, system_prompt: str | None) -> tuple[str, str]:
-        """The text up to the end of the user's turn, and what separates an answer from it."""
-        if self.name != "template":
-            return write_prompt(self.name, question, system_prompt)
-        return self._render_template(question, system_prompt), ""
+    def _prompt_text(self, turns: Sequence[Message], system_prompt: str | None) -> tuple[str, str]:
+        """The text up to the end of the last user's turn, and what separates an answer from it."""
+        if self.name == "template":
+            return self._render_template(turns, system_prompt), ""
+        text, separator = write_prompt(self.name, turns[0].content, system_prompt)
+        for answer, question in zip(turns[1::2], turns[2::2], strict=True):
+            text += f"{separator}{answer.content}{self._between_turns()}{write_prompt(self.name, question.content)[0]}"
+        return text, separator
 
-    def _render_template(self, question: str, system_prompt: str | None) -> str:
+    def _between_turns(self) -> str:
+        """What ends an answer in text and begins the next question, in the formats without a template."""
+        if self.name == "base":
+            return "\n\n"
+        return f" {self.tokenizer.eos_token or ''}{self.tokenizer.bos_token or ''}"  # as Llama 2 was trained
+
+    def _render_template(self, turns: Sequence[Message], system_prompt: str | None) -> str:
         from jinja2 import TemplateError
 
-        messages = [{"role": "user", "content": question}]
+        question = turns[-1].content
+        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
         if system_prompt is not None:
             messages.insert(0, {"role": "system", "content": system_prompt})
         try:

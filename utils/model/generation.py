@@ -1,15 +1,15 @@
 """Answers under steering, many at a time: every row of a batch has its own prompt and its own steering."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError
 from utils.model.chat_format import PromptTokens
-from utils.model.steering import RowSteering, Steerings
+from utils.model.steering import RowSteering, Steerings, capture_outputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,6 +23,8 @@ class GenerationRow:
     steering: Steerings
     seed: int | None = None
     """Of this row's own random numbers, where the answer is sampled."""
+    temperature: float | None = None
+    """This row's own; None for that of the decoding."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,11 @@ def generate_rows(
     Yields:
         Index into `rows` and the row's new tokens (an end token included), as rows end.
     """
-    state = _DecodingState(model, layers, rows, decoding)
+    state = DecodingState(model, layers, rows, decoding)
     logits = state.prefill()
     new_tokens: list[list[int]] = [[] for _ in rows]
     for step in range(decoding.max_new_tokens):
-        chosen = _choose_tokens(logits, [state.samplers[row] for row in state.active], decoding.temperature)
+        chosen = state.choose(logits)
         ended = []
         for place, (row, token) in enumerate(zip(state.active, chosen, strict=True)):
             new_tokens[row].append(token)
@@ -62,9 +64,8 @@ def generate_rows(
         if len(ended) == len(state.active):
             return
         if ended:
-            stays = [place for place in range(len(chosen)) if place not in set(ended)]
-            state.keep(stays)
-            chosen = [chosen[place] for place in stays]
+            order = state.keep([place for place in range(len(chosen)) if place not in set(ended)])
+            chosen = [chosen[place] for place in order]
         logits = state.step(chosen)
 
 
@@ -73,7 +74,7 @@ def generate_without_cache(
     model: "PreTrainedModel", layers: Sequence[nn.Module], row: GenerationRow, decoding: Decoding
 ) -> list[int]:
     """Generate one answer, running the whole sequence for every token: the reference for `generate_rows`."""
-    sampler = _Sampler(row.seed)
+    sampler = Sampler(row.seed)
     tokens = list(row.prompt.ids)
     steering = RowSteering([row.steering], layers)
     with steering.applied():
@@ -81,13 +82,13 @@ def generate_without_cache(
             ids = torch.tensor([tokens], device=model.device)
             steering.positions = torch.arange(len(tokens), device=model.device)[None] >= row.prompt.steer_start
             logits = model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[:, -1]
-            tokens += _choose_tokens(logits, [sampler], decoding.temperature)
+            tokens += _choose_tokens(logits, [sampler], [decoding.temperature])
             if tokens[-1] in decoding.end_ids:
                 break
     return tokens[len(row.prompt) :]
 
 
-class _Sampler:
+class Sampler:
     """A row's own random numbers, so that what else is in the batch does not change its answer."""
 
     def __init__(self, seed: int | None) -> None:
@@ -98,34 +99,62 @@ class _Sampler:
         return int(torch.multinomial(probabilities, 1, generator=self.generator).item())
 
 
-def _choose_tokens(logits: Tensor, samplers: Sequence[_Sampler], temperature: float) -> list[int]:
+def _choose_tokens(logits: Tensor, samplers: Sequence[Sampler], temperatures: Sequence[float]) -> list[int]:
     """The next token of each row, from logits [batch, vocab_size].
 
     Raises:
         UserError: If they are no numbers: a steered residual stream has left the range of the dtype.
     """
-    if not bool(logits.amax(dim=-1).isfinite().all()):
+    likeliest = logits.argmax(dim=-1, keepdim=True)  # that which is not a number counts as the largest
+    if not bool(logits.gather(-1, likeliest).isfinite().all()):
         raise UserError(
             f"next-token scores are not finite in {logits.dtype}; use smaller --multipliers or --dtype float32"
         )
-    if temperature == 0.0:
-        return logits.argmax(dim=-1).tolist()
-    return [sampler.sample(row, temperature) for row, sampler in zip(logits, samplers, strict=True)]
+    return [
+        token if temperature == 0.0 else sampler.sample(row, temperature)
+        for [token], row, sampler, temperature in zip(likeliest.tolist(), logits, samplers, temperatures, strict=True)
+    ]
 
 
-class _DecodingState:
+class DecodingState:
     """The KV cache, mask and positions of the rows that still run."""
 
     def __init__(
-        self, model: "PreTrainedModel", layers: Sequence[nn.Module], rows: Sequence[GenerationRow], decoding: Decoding
+        self,
+        model: "PreTrainedModel",
+        layers: Sequence[nn.Module],
+        rows: Sequence[GenerationRow],
+        decoding: Decoding,
+        read_layers: Collection[int] = (),
     ) -> None:
-        from transformers import DynamicCache
+        """
+        Args:
+            model: The model.
+            layers: Its decoder blocks.
+            rows: What to generate from.
+            decoding: How.
+            read_layers: Blocks whose output at every row's last token is kept in `read`.
+        """
+        from utils.model.kv_cache import roomy_cache
 
-        self.model, self.rows, self.decoding = model, rows, decoding
+        self.model, self.layers, self.decoding = model, layers, decoding
+        self.rows = list(rows)
         self.steering = RowSteering([row.steering for row in rows], layers)
-        self.samplers = [_Sampler(row.seed) for row in rows]
+        self.samplers = [Sampler(row.seed) for row in rows]
         self.active = list(range(len(rows)))
-        self.cache = DynamicCache(config=model.config)
+        """Indices into `rows` of those that still run, in the order of the batch."""
+        self.cache = roomy_cache(model.config, decoding.max_new_tokens)
+        self.read_layers = sorted(set(read_layers))
+        self.read: dict[int, Tensor] = {}
+        """By layer: the residual stream at the last token of each running row, as steered, [batch, d_model]."""
+
+    def choose(self, logits: Tensor) -> list[int]:
+        """The next token of each running row, from logits [batch, vocab_size]."""
+        temperatures = [self._temperature(self.rows[row]) for row in self.active]
+        return _choose_tokens(logits, [self.samplers[row] for row in self.active], temperatures)
+
+    def _temperature(self, row: GenerationRow) -> float:
+        return self.decoding.temperature if row.temperature is None else row.temperature
 
     def prefill(self) -> Tensor:
         """Run the prompts; returns the logits behind them, [batch, vocab_size]."""
@@ -144,13 +173,50 @@ class _DecodingState:
         """Append one token to each row; returns the logits behind it, [batch, vocab_size]."""
         return self._forward(torch.tensor(tokens, device=self.model.device)[:, None])
 
-    def keep(self, places: Sequence[int]) -> None:
-        """Drop the rows that have ended."""
-        index = torch.tensor(places)  # on the CPU: the layers of one model may be on several devices
-        self.cache.batch_select_indices(index)
+    def keep(self, places: Sequence[int]) -> list[int]:
+        """Drop all rows but those at these places, ascending; returns the order in which they go on."""
+        from utils.model.kv_cache import filled_order, keep_cache_rows
+
+        order = filled_order(places)
+        keep_cache_rows(self.cache, order)
+        index = torch.tensor(order)
         self.mask = self.mask[index.to(self.mask.device)]
         self.steering.keep_rows(index)
-        self.active = [self.active[place] for place in places]
+        self.active = [self.active[place] for place in order]
+        return order
+
+    @property
+    def can_join(self) -> bool:
+        """Whether other rows can come in: not where a layer keeps a window of its own, which rows enter as one."""
+        return all(not getattr(layer, "is_sliding", False) for layer in self.cache.layers)
+
+    def join(self, other: "DecodingState") -> None:
+        """Take in the rows of another state, behind these; both have run their prompts."""
+        self._trim()
+        other._trim()
+        width = max(self.mask.shape[1], other.mask.shape[1])
+        for mine, theirs in zip(self._cached, other._cached, strict=True):
+            mine.keys = torch.cat([_left_filled(mine.keys, width), _left_filled(theirs.keys, width)])
+            mine.values = torch.cat([_left_filled(mine.values, width), _left_filled(theirs.values, width)])
+        masks = (self.mask, other.mask)
+        self.mask = torch.cat([nn.functional.pad(mask, (width - mask.shape[1], 0)) for mask in masks])
+        self.rows = [state.rows[row] for state in (self, other) for row in state.active]
+        self.samplers = [state.samplers[row] for state in (self, other) for row in state.active]
+        self.steering = RowSteering([row.steering for row in self.rows], self.layers)
+        self.active = list(range(len(self.rows)))
+
+    @property
+    def _cached(self) -> list[Any]:
+        """Keys and values of every layer, each [batch, n_heads, seq_len, head_dim]."""
+        return list(self.cache.layers)
+
+    def _trim(self) -> None:
+        """Leave out the columns in which no row has a token any more."""
+        n_empty = int(self.mask.any(dim=0).int().argmax())
+        if n_empty:
+            self.mask = self.mask[:, n_empty:]
+            for layer in self._cached:
+                layer.keys, layer.values = layer.keys[..., n_empty:, :], layer.values[..., n_empty:, :]
 
     def _run_shared_prefixes(self, prompts: Sequence[PromptTokens]) -> None:
         prefixes = [prompt.ids[: prompt.steer_start] for prompt in prompts]
@@ -172,7 +238,8 @@ class _DecodingState:
 
     def _run(self, ids: Tensor) -> Tensor:
         positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        with self.steering.applied():
+        blocks = [self.layers[layer] for layer in self.read_layers]
+        with self.steering.applied(), capture_outputs(blocks, keep=lambda hidden: hidden[:, -1]) as captured:
             output = self.model(
                 input_ids=ids,
                 attention_mask=self.mask,
@@ -181,7 +248,13 @@ class _DecodingState:
                 use_cache=True,
                 logits_to_keep=1,
             )
+        self.read = {layer: captured[place] for place, layer in enumerate(self.read_layers)}
         return output.logits[:, -1]
+
+
+def _left_filled(states: Tensor, width: int) -> Tensor:
+    """Keys or values [batch, n_heads, seq_len, head_dim], with zeros before them up to `width` tokens."""
+    return nn.functional.pad(states, (0, 0, width - states.shape[-2], 0))
 
 
 def left_padded(sequences: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:

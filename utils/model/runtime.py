@@ -75,6 +75,11 @@ class Runtime:
             groups.setdefault(self.is_beyond_switch(lengths[item]), []).append(item)
         return list(groups.values())
 
+    @property
+    def switch(self) -> float:
+        """Length beyond which positions are encoded otherwise; infinite where they are not."""
+        return self._switch
+
     def is_beyond_switch(self, length: int) -> bool:
         """Whether positions are encoded as in long sequences."""
         return length > self._switch

@@ -1,0 +1,1 @@
+"""Talking to a steered model: replies as streams, the terminal, the page in a browser, the server."""
