@@ -79,6 +79,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--layer and --multiplier are of a vector: name one with --behavior or --vector")
     if args.vector and args.vector.suffix != ".pt":
         raise UserError(f"--vector {args.vector}: a vector file ends in .pt")
+    if source is None:
+        shelf.check_not_empty()
     asks = (shelf.ask(source, args.layer, args.multiplier),) if source else ()
     for ask in asks:
         shelf.steering(ask)

@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     choice = model_choice(args)
     shape = model_shape(choice)
     shelf = Shelf(root_paths(args), choice, shape.n_layers, shape.d_model, kind_filter(args))
+    shelf.check_not_empty()
 
     from llama_wrapper import LlamaWrapper
     from utils.chat.engine import Engine

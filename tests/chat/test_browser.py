@@ -105,6 +105,7 @@ def test_the_slider_changes_the_steered_answer_and_snaps_to_the_unsteered_one(br
     say(tab, "What is the sea?")
     unsteered, steered = answered(tab)
     assert unsteered != steered
+    assert [text.strip() for text in (unsteered, steered)] == tab.run("columns.map(column => column.said)")
     turn(tab, "multiplier-0", 3.5)
     moved = answered(tab)
     assert moved[0] == unsteered

@@ -81,7 +81,7 @@ def test_a_projection_is_the_cosine_where_the_token_goes_in_as_steered(chat_mode
     whole = PromptTokens((*prompt.ids, *ids), prompt.steer_start)
     expected = chat_model.token_projections(Transcript(whole, len(prompt), ()), 1, VECTOR, steering).cosines
     assert [t.projection for t in tokens[0]] == pytest.approx(expected[len(prompt) :].tolist(), abs=1e-5)
-    assert "".join(token.text for token in tokens[0]).strip() == ends[0].text
+    assert ("".join(token.text for token in tokens[0]) + ends[0].rest).strip() == ends[0].text
 
 
 def test_a_conversation_of_one_message_is_the_prompt_of_every_other_script() -> None:

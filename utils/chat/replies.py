@@ -72,6 +72,8 @@ class End:
     """Without special tokens and without blanks around it, as results have it."""
     token_ids: tuple[int, ...]
     """The end token, where one came, is the last."""
+    rest: str = ""
+    """Of the text, what no token has brought: parts of a character that has stayed one."""
 
 
 def reply(model: "LlamaWrapper", history: Sequence[Message], settings: ReplySettings) -> Iterator[Token | End]:
@@ -201,7 +203,7 @@ class Answer:
 
     def end(self, column: int, reason: EndReason, end_token: int | None = None) -> End:
         ids = self.token_ids if end_token is None else [*self.token_ids, end_token]
-        return End(column, reason, self._text().strip(), tuple(ids))
+        return End(column, reason, self._text().strip(), tuple(ids), self.rest())
 
     def _text(self) -> str:
         return str(self.tokenizer.decode(self.token_ids, skip_special_tokens=True))
@@ -210,4 +212,4 @@ class Answer:
 def _in_column(event: Token | End, column: int) -> Token | End:
     if isinstance(event, Token):
         return Token(column, event.token_id, event.text, event.projection)
-    return End(column, event.reason, event.text, event.token_ids)
+    return End(column, event.reason, event.text, event.token_ids, event.rest)

@@ -94,6 +94,17 @@ class Shelf:
         found = (self._entry(behavior) for behavior in list_behaviors(self.paths))
         return [entry for entry in found if entry]
 
+    def check_not_empty(self) -> None:
+        """
+        Raises:
+            UserError: If there is no vector at all, which is a wrong --root more often than meant.
+        """
+        if not self.entries():
+            make = generate_command(self.paths, [], [], self.choice)
+            then = normalize_command(self.paths, [], self.choice)
+            where = self.paths.root / "normalized_vectors"
+            raise UserError(f"{where} has no vectors of {self.choice.label}; run: {make}, then: {then}")
+
     def entry(self, behavior: str) -> ShelfEntry:
         """
         Raises:

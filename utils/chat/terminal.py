@@ -146,7 +146,10 @@ class Terminal:
                 if isinstance(event, Token):
                     self._write(event.text if text else event.text.lstrip())
                     text += event.text
-                elif event.reason == "context":
+                else:
+                    self._write(event.rest)
+                    text += event.rest
+                if isinstance(event, End) and event.reason == "context":
                     self._write(f"\n(the context of {self.model.label} is full; /new begins a new conversation)")
                 if stop.is_set():
                     self._write(" (stopped)")
@@ -176,7 +179,7 @@ class Terminal:
                     self._lines(page.add(event.column, event.text))
                 else:
                     ends[event.column] = event
-                    self._lines(page.end(event.column))
+                    self._lines([*page.add(event.column, event.rest), *page.end(event.column)])
                 if stop.is_set():
                     for column in set(range(len(columns))) - set(ends):
                         self._lines(page.end(column))

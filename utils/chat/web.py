@@ -152,7 +152,7 @@ def answer_events(model: "LlamaWrapper", shelf: Shelf, body: ReplyBody) -> Itera
                 yield {"token": event.column, "text": event.text, "projection": _rounded(event.projection)}
             else:
                 ends[event.column] = event
-                yield {"end": event.column, "reason": event.reason, "text": event.text}
+                yield {"end": event.column, "reason": event.reason, "text": event.text, "rest": event.rest}
         prompt = model.chat_format.encode_conversation(body.messages, knobs.system_prompt)
         for measured in measure(model, prompt, columns, ends):
             yield {"measured": measured.column, **dataclasses.asdict(measured)}

@@ -119,6 +119,7 @@ function take(event) {
     const column = columns[event.end];
     column.ended = event.reason;
     column.said = event.text;
+    column.text.append(event.rest);
     if (event.reason === "context") column.measured.append(make("span", "flag", `the context of ${setup.model} is full; begin a new conversation. `));
   } else if ("measured" in event) {
     const { text, measured } = columns[event.measured], parts = [];
