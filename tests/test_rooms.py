@@ -23,8 +23,10 @@ ROOMS = (
     "figures",
     "inside",
     "report",
+    "exports",
     "chat",
     "finetuning",
+    "saes",
     "cli",
 )  # a room imports from those before it
 UTILS = REPOSITORY / "utils"
@@ -88,7 +90,7 @@ def test_every_room_is_named_in_the_order() -> None:
     assert there - {"__init__", "__pycache__"} == set(ROOMS)
 
 
-@pytest.mark.parametrize("room", ["evaluation", "figures", "inside", "report", "chat"])
+@pytest.mark.parametrize("room", ["evaluation", "figures", "inside", "report", "exports", "chat"])
 def test_a_room_takes_requests_and_knows_nothing_of_the_command_line(room: str) -> None:
     for path in MODULES:
         if room_of(name_of(path)) == room:

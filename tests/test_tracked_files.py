@@ -6,7 +6,16 @@ import pytest
 
 from utils.paths import REPOSITORY
 
-OUTPUTS = ("activations", "analysis", "finetuned_models", "finetune_logs", "results")
+OUTPUTS = (
+    "activations",
+    "analysis",
+    "exports",
+    "finetuned_models",
+    "finetune_logs",
+    "refusal",
+    "results",
+    "saes_trained",
+)
 
 
 def git(*words: str) -> subprocess.CompletedProcess[str]:
@@ -24,4 +33,4 @@ def test_the_folders_of_outputs_are_ignored_and_hold_nothing_tracked(folder: str
 def test_the_carried_numbers_are_not_ignored() -> None:
     """Their folders bear the names of output folders."""
     assert git("check-ignore", "--quiet", "tests/reference/activations/refusal/x.pt").returncode == 1
-    assert len(git("ls-files", "tests/reference").stdout.splitlines()) == 181
+    assert len(git("ls-files", "tests/reference").stdout.splitlines()) == 185

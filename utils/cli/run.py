@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from utils.errors import UserError
 from utils.files.redaction import one_line, printable, redact
 from utils.model import processes
+from utils.paths import REPOSITORY
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,9 @@ EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 def command_line(script: str, argv: Sequence[str] | None) -> str:
     """The command as it can be run again, for provenance records."""
-    return shlex.join([f"./{Path(script).name}", *(sys.argv[1:] if argv is None else argv)])
+    path = Path(script).resolve()
+    name = path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else Path(path.name)
+    return shlex.join([f"./{name}", *(sys.argv[1:] if argv is None else argv)])
 
 
 def run_main(
@@ -173,6 +176,7 @@ _NOISY_LIBRARIES = (
     "filelock",
     "asyncio",
     "fsspec",
+    "gguf",
 )
 
 

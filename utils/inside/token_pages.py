@@ -3,7 +3,8 @@
 Texts reach the HTML only through templates that escape them, and numbers as JSON that cannot end its script.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,34 +62,66 @@ def token_page(
         subtitle: Which model, how the answer came about.
         behaviors: Those of the projections, by id.
     """
-    shown = projections[start].cosines
-    largest = largest_of(shown)
+    return texts_page([PageText("", projections, {})], start, title, subtitle, behaviors)
+
+
+@dataclass(frozen=True)
+class PageText:
+    """One of the texts on a page."""
+
+    name: str
+    """Before the headings of its parts; empty where it is the only one."""
+    projections: Mapping[tuple[str, int], TokenProjections]
+    """By behavior and layer, the same ones for all texts of a page."""
+    notes: Mapping[tuple[str, int], str]
+    """Behind the heading of its last part, by behavior and layer."""
+
+
+def texts_page(
+    texts: Sequence[PageText],
+    start: tuple[str, int],
+    title: str,
+    subtitle: str,
+    behaviors: Mapping[str, Behavior],
+) -> str:
+    """A page of several texts, coloured on one scale; arguments as for `token_page`."""
+    largest = max(largest_of(text.projections[start].cosines) for text in texts)
+    parts = []
+    for text in texts:
+        shown = text.projections[start]
+        of_text = _parts(shown, _by_strength(shown.cosines, largest), 1.0)
+        for part in of_text:
+            part["name"] = f"{text.name}: {part['name']}" if text.name else part["name"]
+            part["note"] = text.notes.get(start, "") if part is of_text[-1] else ""
+        parts += of_text
     return (
         _environment()
         .get_template("token_page.html.j2")
         .render(
             title=title,
             subtitle=subtitle,
-            behaviors=[behaviors[behavior] for behavior in dict.fromkeys(behavior for behavior, _ in projections)],
+            behaviors=[behaviors[one] for one in dict.fromkeys(behavior for behavior, _ in texts[0].projections)],
             start={"behavior": start[0], "layer": start[1]},
-            parts=_parts(projections[start], _by_strength(shown, largest), 1.0),
+            parts=parts,
             largest=f"{largest:.3g}",
-            data=_page_data(projections, start, behaviors),
+            data=_page_data(texts, start, behaviors),
         )
     )
 
 
-def _page_data(
-    projections: Mapping[tuple[str, int], TokenProjections], start: tuple[str, int], behaviors: Mapping[str, Behavior]
-) -> dict[str, Any]:
+def _page_data(texts: Sequence[PageText], start: tuple[str, int], behaviors: Mapping[str, Behavior]) -> dict[str, Any]:
+    """What the page's switches need: values over the tokens of all texts, one behind the other."""
     layers: dict[str, list[int]] = {}
     values: dict[str, dict[str, list[list[float]]]] = {}
-    for behavior, layer in sorted(projections):
-        found = projections[behavior, layer]
+    notes: dict[str, list[list[str]]] = {}
+    for key in sorted(texts[0].projections):
+        behavior, layer = key
         layers.setdefault(behavior, []).append(layer)
         measures = values.setdefault(behavior, {"cosine": [], "dot": []})
-        measures["cosine"].append(_rounded(found.cosines))
-        measures["dot"].append(_rounded(found.dots))
+        measures["cosine"].append([value for text in texts for value in _rounded(text.projections[key].cosines)])
+        measures["dot"].append([value for text in texts for value in _rounded(text.projections[key].dots)])
+        of_parts = [note for text in texts for note in _notes_of_parts(text, key)]
+        notes.setdefault(behavior, []).append(of_parts)
     meanings = {
         behavior: f"Blue: towards the answer that {behaviors[behavior].meaning}. Orange: away from it."
         for behavior in layers
@@ -98,7 +131,26 @@ def _page_data(
         "layers": layers,
         "values": values,
         "meanings": meanings,
+        "notes": notes,
+        "sinks": _first_tokens(texts),
     }
+
+
+def _notes_of_parts(text: PageText, key: tuple[str, int]) -> list[str]:
+    """A note for each part that the page shows: of the last one alone."""
+    transcript = next(iter(text.projections.values())).transcript
+    n_parts = (transcript.n_prompt > 0) + (len(transcript) > transcript.n_prompt)
+    return [""] * (n_parts - 1) + [text.notes.get(key, "")]
+
+
+def _first_tokens(texts: Sequence[PageText]) -> list[int]:
+    """Where the first token of each text stands, for texts of more than one."""
+    found, place = [], 0
+    for text in texts:
+        length = len(next(iter(text.projections.values())).transcript)
+        found += [place] if length > 1 else []
+        place += length
+    return found
 
 
 def _rounded(values: "Tensor") -> list[float]:

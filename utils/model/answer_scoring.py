@@ -27,7 +27,15 @@ from utils.model.chat_format import AnswerTokens
 from utils.model.generation import left_padded
 from utils.model.packing import LayerInputs
 from utils.model.runtime import Runtime
-from utils.model.steering import RowSteering, Steering, Steerings, as_tuple, hidden_of, with_hidden
+from utils.model.steering import (
+    RowSteering,
+    Steering,
+    Steerings,
+    as_tuple,
+    edit_outputs_only,
+    hidden_of,
+    with_hidden,
+)
 
 # Answer tokens whose logits are held at once: a vocabulary is wide.
 LOGITS_AT_ONCE = 256
@@ -67,6 +75,7 @@ def score_answers(
     """See `LlamaWrapper.score_answers`."""
     lengths = [pair.longest for pair in pairs]
     packable = [i for i in runtime.packable(lengths) if _may_be_packed(runtime, pairs[i])]
+    packable = packable if edit_outputs_only(steerings) else []
     groups = runtime.apart(packable, lengths)
     if groups and not _is_exact(runtime, [pairs[i] for i in groups[0]], steerings):
         packable, groups = [], []

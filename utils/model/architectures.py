@@ -5,7 +5,7 @@ A model that is not served correctly by what is known here is refused, never ste
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from torch import nn
 
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention")
 MLP_NAMES = ("mlp", "feed_forward", "block_sparse_moe", "fc2")
 """fc2: OPT, whose MLP has no module of its own."""
+_BRANCH_NORMS = (
+    ("post_attention_layernorm", "post_feedforward_layernorm"),  # Gemma 2 and 3, OLMo 2
+    ("post_self_attn_layernorm", "post_mlp_layernorm"),  # GLM 4
+)
+"""Norms between attention or MLP and the addition to the residual stream, in blocks that have both."""
 FINAL_NORM_NAMES = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
 
 
@@ -42,6 +47,26 @@ def find_decoder_layers(model: "PreTrainedModel", label: str) -> list[nn.Module]
             "it cannot be steered"
         )
     return list(found[0])
+
+
+def branch_end(block: nn.Module, branch: Literal["attention", "mlp"]) -> nn.Module:
+    """The module whose output a decoder block adds to the residual stream: its attention or MLP, or a norm behind it.
+
+    Raises:
+        UserError: If it cannot be told.
+    """
+    place = ("attention", "mlp").index(branch)
+    for norms in _BRANCH_NORMS:
+        if all(hasattr(block, name) for name in norms):
+            return block.get_submodule(norms[place])
+    names = (ATTENTION_NAMES, MLP_NAMES)[place]
+    found = [module for name in names if isinstance(module := getattr(block, name, None), nn.Module)]
+    if len(found) != 1:
+        raise UserError(
+            f"{type(block).__name__}: which module is its {branch} cannot be told (looked for {', '.join(names)}); "
+            "only whole blocks can be steered"
+        )
+    return found[0]
 
 
 def not_decoder_only(label: str, config: "PretrainedConfig") -> UserError:

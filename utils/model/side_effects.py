@@ -4,7 +4,7 @@ Steering is measured where it acts: on the unsteered model's own answers, from t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +14,7 @@ from utils.errors import UserError
 from utils.model.answer_scoring import AnswerPair, BaseRows
 from utils.model.chat_format import AnswerTokens, PromptTokens
 from utils.model.generation import GenerationRow
-from utils.model.steering import Steering
+from utils.model.steering import Steering, edit_outputs_only
 
 if TYPE_CHECKING:
     from llama_wrapper import LlamaWrapper
@@ -73,8 +73,9 @@ def measure_kl(model: "LlamaWrapper", answers: Sequence[AnswerTokens], steerings
     Args:
         model: The model.
         answers: Neutral prompts with the unsteered model's answers.
-        steerings: One each.
+        steerings: One each, of block outputs.
     """
+    assert edit_outputs_only(steerings), "rows behind a shared prefix are edited at block outputs only"
     order = sorted(range(len(steerings)), key=lambda i: steerings[i].layer)
     placed = [(steerings[i].placed(model.device),) for i in order]
     parts = []
@@ -97,7 +98,7 @@ def linear_range(
     unsteered = model.capture(answer)[-1, answer.steer_start :].double()
 
     def change(multiplier: float) -> Tensor:
-        steered = Steering(steering.layer, multiplier, steering.vector, steering.operator)
+        steered = replace(steering, multiplier=multiplier)
         return (model.capture(answer, steered)[-1, answer.steer_start :].double() - unsteered).flatten()
 
     smallest, *others = sorted(multipliers, key=abs)

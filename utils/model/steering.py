@@ -5,21 +5,27 @@ Hooks are always removed, also when a forward pass fails.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError
 from utils.files.reading import load_vector
+from utils.model.architectures import branch_end
 from utils.paths import REPOSITORY, DataPaths
 from utils.settings import VectorKind
 
 Operator = Callable[[Tensor, Tensor, float], Tensor]
 """Residual stream [..., d_model], vector [d_model], multiplier -> the edited residual stream, in the same shape and
 dtype. Each token is edited by itself: that is what lets steered tokens be packed and batched."""
+
+
+Site = Literal["output", "input", "attention", "mlp"]
+"""Where in its block a steering edits: the residual stream behind it or before it, or what its attention or its MLP
+adds to the residual stream."""
 
 
 def add(hidden: Tensor, vector: Tensor, multiplier: float) -> Tensor:
@@ -29,13 +35,14 @@ def add(hidden: Tensor, vector: Tensor, multiplier: float) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Steering:
-    """Edit the output of decoder block `layer`: by default, add `multiplier` x `vector` to it."""
+    """Edit decoder block `layer`, by default its output: by default, add `multiplier` x `vector` to it."""
 
     layer: int
     multiplier: float
     vector: Tensor
     """[d_model], any float dtype and device."""
     operator: Operator = add
+    site: Site = "output"
 
     @classmethod
     def load(
@@ -72,7 +79,7 @@ class Steering:
 
     def placed(self, device: torch.device) -> "Steering":
         """The same with its vector on a device."""
-        return Steering(self.layer, self.multiplier, self.vector.to(device), self.operator)
+        return replace(self, vector=self.vector.to(device))
 
     @property
     def size(self) -> float:
@@ -90,6 +97,11 @@ def as_tuple(steerings: Steerings) -> tuple[Steering, ...]:
         return ()
     several = (steerings,) if isinstance(steerings, Steering) else tuple(steerings)
     return tuple(sorted(several, key=lambda steering: steering.layer))
+
+
+def edit_outputs_only(steerings: Sequence[Steerings]) -> bool:
+    """Whether all of them edit block outputs, which is all that the packed passes know."""
+    return all(one.site == "output" for row in steerings for one in as_tuple(row))
 
 
 def check_range(steerings: Sequence[Steerings], dtype: torch.dtype) -> None:
@@ -141,6 +153,31 @@ def output_hooks(hooks: Mapping[nn.Module, Callable[[Tensor], Tensor | None]]) -
         yield
 
 
+@contextmanager
+def site_hook(block: nn.Module, site: Site, hook: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+    """For the block: call the hook with what is at one site of a decoder block; a returned tensor replaces it.
+
+    Raises:
+        UserError: If the block's attention or MLP cannot be told.
+    """
+    if site != "input":
+        with output_hooks({block if site == "output" else branch_end(block, site): hook}):
+            yield
+        return
+
+    def pre_hook(module: nn.Module, args: Any, kwargs: Any) -> Any:  # noqa: ARG001
+        replacement = hook(args[0] if args else kwargs["hidden_states"])
+        if replacement is None:
+            return None
+        return ((replacement, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": replacement})
+
+    handle = block.register_forward_pre_hook(pre_hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 class _ForwardStopped(Exception):
     """Unwinds a forward pass of which nothing more is wanted."""
 
@@ -185,13 +222,14 @@ class RowSteering:
     def __init__(self, rows: Sequence[Steerings], layers: Sequence[nn.Module]) -> None:
         self._layers = layers
         self._n_rows = len(rows)
-        self._edits: dict[int, list[tuple[Steering, Tensor]]] = {}  # layer -> what is done to which rows, in order
+        # layer and site -> what is done to which rows, in order
+        self._edits: dict[tuple[int, Site], list[tuple[Steering, Tensor]]] = {}
         of_rows: dict[tuple[int, Steering], list[int]] = {}  # place in its row, steering -> rows
         for index, row in enumerate(rows):
             for place, steering in enumerate(as_tuple(row)):
                 of_rows.setdefault((place, steering), []).append(index)
         for (_, steering), indices in sorted(of_rows.items(), key=lambda entry: entry[0][0]):
-            self._edits.setdefault(steering.layer, []).append((steering, torch.tensor(indices)))
+            self._edits.setdefault((steering.layer, steering.site), []).append((steering, torch.tensor(indices)))
         self.positions: Tensor | None = None
         """[batch, seq_len] bool: which tokens of the coming forward pass are steered; None for all."""
 
@@ -200,20 +238,22 @@ class RowSteering:
         place = torch.full((self._n_rows,), -1)
         place[rows.cpu()] = torch.arange(len(rows))
         self._n_rows = len(rows)
-        for layer, edits in self._edits.items():
+        for where, edits in self._edits.items():
             moved = [(steering, place[indices.cpu()]) for steering, indices in edits]
-            self._edits[layer] = [(steering, at[at >= 0]) for steering, at in moved if bool((at >= 0).any())]
+            self._edits[where] = [(steering, at[at >= 0]) for steering, at in moved if bool((at >= 0).any())]
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """For the block: steer every forward pass."""
-        with output_hooks({self._layers[layer]: self._hook_at(layer) for layer in self._edits}):
+        with ExitStack() as stack:
+            for layer, site in self._edits:
+                stack.enter_context(site_hook(self._layers[layer], site, self._hook_at(layer, site)))
             yield
 
-    def _hook_at(self, layer: int) -> Callable[[Tensor], Tensor]:
+    def _hook_at(self, layer: int, site: Site) -> Callable[[Tensor], Tensor]:
         def edit(hidden: Tensor) -> Tensor:
-            edits = [(steering.placed(hidden.device), at.to(hidden.device)) for steering, at in self._edits[layer]]
-            self._edits[layer] = edits
+            edits = [(one.placed(hidden.device), at.to(hidden.device)) for one, at in self._edits[layer, site]]
+            self._edits[layer, site] = edits
             positions = None if self.positions is None else self.positions.to(hidden.device)[:, :, None]
             edited = hidden
             for steering, rows in edits:

@@ -1,0 +1,1 @@
+"""Vectors in other tools' files, and texts measured along vectors."""
