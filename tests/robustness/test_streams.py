@@ -15,7 +15,11 @@ from tests.roots import error_lines, snapshot
 from utils.paths import REPOSITORY
 
 """The best of three: what else the machine does is not the script's fault."""
-NEEDED = {"finetune_llama.py": ["--behavior", "refusal", "--direction", "pos"]}
+NEEDED = {
+    "export_vectors.py": ["--format", "gguf"],
+    "finetune_llama.py": ["--behavior", "refusal", "--direction", "pos"],
+    "monitor.py": ["answers.json"],
+}
 """Flags without which a script does not start."""
 
 

@@ -36,7 +36,7 @@ def change_runs(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def warnings(capsys: Capture) -> list[str]:
-    return [line for line in capsys.readouterr().err.splitlines() if "made otherwise" in line]
+    return [line for line in capsys.readouterr().err.splitlines() if "made with other settings" in line]
 
 
 def save_weights(root: Path, seed: int) -> Path:

@@ -29,7 +29,7 @@ def test_a_mean_difference_is_taken_in_double_precision() -> None:
     ],
 )
 def test_tables_that_do_not_belong_together_are_refused(positive: Tensor, negative: Tensor) -> None:
-    with pytest.raises(UserError, match="two equal activation tables"):
+    with pytest.raises(UserError, match="two activation tables of the same shape"):
         mean_difference(positive, negative)
 
 

@@ -5,7 +5,7 @@ Importing transformers takes seconds; a script wants to know the layers before i
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class ModelShape:
     """Width of the residual stream."""
     max_positions: int | None
     """Tokens that it was made for; None where its configuration does not say."""
-    model_type: str = ""
+    model_type: str = field(default="", compare=False)
     """The architecture's name in transformers; empty where its configuration is an unusual one."""
 
 
