@@ -9,7 +9,7 @@ ensure_environment
 
 behaviors="refusal positive-sentiment"
 vectors="--read answer --model_size 135m"  # read over whole answers: at the letter a small model has next to nothing
-layers="8 11 14 17 20 23"
+layers="8 11 14 17 20"
 
 python -m utils.model.embedded
 ./generate_vectors.py --behaviors $behaviors --layers $layers $vectors
