@@ -32,7 +32,7 @@ def steering_of_name(shelf: Shelf, name: Any) -> tuple[Steering, ...]:
     """What `LABEL+BEHAVIOR@LAYERxMULTIPLIER+...` asks for; what is left out is at its default.
 
     Raises:
-        UserError: If it is not the name of this model, or what follows is no steering.
+        UserError: If it is not the name of this model, or what follows is not a steering.
     """
     label = shelf.choice.label
     if not isinstance(name, str) or not (name == label or name.startswith(f"{label}+")):

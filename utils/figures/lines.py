@@ -1,6 +1,7 @@
 """Lines with intervals, their styles, and the axes that they are drawn over."""
 
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from utils.data.estimates import Estimate
 from utils.evaluation.metrics import FloatArray
 from utils.evaluation.words import VALUE_LABELS
-from utils.figures.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
+from utils.figures.style import BLACK, BLUE, COLUMN_WIDTH, GREEN, ORANGE, PURPLE, SKY, VERMILLION
 from utils.settings import ResultType
 
 PALETTE = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, BLACK)
@@ -23,6 +24,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LAYER_LABEL = "layer (0-based decoder block)"
 _DASHES = ("-", "--", "-.", ":")
 _MOST_COLUMNS = 8  # of a legend
+_LEGEND_CHARACTERS = 64  # of a legend's title, fit COLUMN_WIDTH
 _DODGE = 2.5  # points, 1/72 inch
 _WIDE_RANGE = 8  # largest by smallest multiplier, above which a linear axis would hide the small ones
 
@@ -242,6 +244,8 @@ def hide_beyond(axes: NDArray[Any], n_panels: int) -> None:
 def legend_below(figure: Figure, ax: Axes, title: str | None = None) -> None:
     """A legend under the axes, where it covers no data, in as many columns as the figure is wide."""
     handles, labels = ax.get_legend_handles_labels()
+    if title:
+        title = textwrap.fill(title, int(_LEGEND_CHARACTERS * figure.get_figwidth() / COLUMN_WIDTH))
     for n_columns in range(min(_MOST_COLUMNS, len(labels)), 0, -1):
         legend = figure.legend(
             handles,
