@@ -19,7 +19,7 @@ BUNDLED = DataPaths(REPOSITORY)
 
 @pytest.mark.embedded
 @pytest.mark.slow
-@pytest.mark.parametrize("behavior", ["refusal", "myopic-reward"])
+@pytest.mark.parametrize("behavior", ["refusal"])
 def test_the_bundled_vectors_regenerate_from_the_bundled_data(tmp_path: Path, behavior: str) -> None:
     dataset = DataPaths(tmp_path).generate_dataset(behavior)
     dataset.parent.mkdir(parents=True)
