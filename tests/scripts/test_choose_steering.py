@@ -14,10 +14,12 @@ import prompting_with_steering
 import scoring
 from tests.models import N_LAYERS
 from tests.roots import TINY_LABEL, error_lines, put_json, snapshot
+from utils.errors import UserError
 from utils.evaluation.choice import MAX_STRENGTH, solve_strength, validation_items
-from utils.evaluation.chosen import holm
+from utils.evaluation.chosen import holm, load_choice
 from utils.files.tables import read_table
-from utils.paths import DataPaths
+from utils.model.checkpoints import EMBEDDED_LABEL
+from utils.paths import REPOSITORY, DataPaths
 from utils.settings import VectorKind
 
 KIND = VectorKind("answer")
@@ -187,6 +189,14 @@ def test_the_report_shows_what_was_chosen_and_measured_answers_with_their_fluenc
     text = page.read_text()
     assert "Free answers, measured, Sea" in text and "Chosen layer and strength, Sea" in text
     assert text.count("</figure>") == 2
+
+
+def test_a_choice_that_was_not_among_its_candidates_is_refused_in_one_line(tmp_path: Path) -> None:
+    bundled = DataPaths(REPOSITORY).chosen_steering("refusal", EMBEDDED_LABEL, KIND)
+    assert load_choice(bundled)[0].chosen.layer == json.loads(bundled.read_text())["layer"]
+    path = put_json(tmp_path / "chosen.json", json.loads(bundled.read_text()) | {"layer": 3})
+    with pytest.raises(UserError, match="is not a choice as the suite writes it; choose again with --overwrite"):
+        load_choice(path)
 
 
 def test_holm_multiplies_by_the_tests_that_are_left() -> None:

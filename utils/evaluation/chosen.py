@@ -166,33 +166,32 @@ def load_choice(path: Path) -> tuple[Choice, float]:
     Raises:
         UserError: If the file is not one that it wrote.
     """
-    content = _read_choice(path)
-    by_layer = content["validation"]
-    at = (content["layer"], content["strength"])
-    choice = Choice(
-        content["behavior"],
-        by_layer,
-        next(one for one in by_layer if (one.layer, one.strength) == at),
-        content["n_validation"],
-        content["linear_up_to_strength"],
-        content["multiplier"],
-        content["test"],
-        content["controls"],
-    )
-    return choice, content["kl_budget"]
+    content = read_json(path)
+    try:
+        by_layer = tuple(LayerChoice(**one) for one in content["validation"])
+        [chosen] = [one for one in by_layer if (one.layer, one.strength) == (content["layer"], content["strength"])]
+        choice = Choice(
+            content["behavior"],
+            by_layer,
+            chosen,
+            content["n_validation"],
+            content["linear_up_to_strength"],
+            content["multiplier"],
+            Outcome(**content["test"]),
+            {name: Outcome(**outcome) for name, outcome in content["controls"].items()},
+        )
+        return choice, content["kl_budget"]
+    except (KeyError, TypeError, ValueError, AttributeError) as err:
+        raise UserError(f"{path} is not a choice as the suite writes it; choose again with --overwrite") from err
 
 
 @dataclass(frozen=True)
 class TestedChoice:
-    """What a choice does to the test items, beside its controls."""
+    """A choice among those of other behaviors."""
 
-    behavior: str
-    layer: int
-    strength: float
-    effect: Outcome
-    controls: Mapping[str, Outcome]
+    choice: Choice
     p_holm: float
-    """Of the effect, corrected over the behaviors beside it."""
+    """Of its effect on the test items, corrected over the behaviors beside it."""
 
 
 def tested_choices(request: ChoiceRequest) -> list[TestedChoice]:
@@ -201,31 +200,11 @@ def tested_choices(request: ChoiceRequest) -> list[TestedChoice]:
     Raises:
         UserError: If a file is not one that `save_choice` wrote.
     """
-    found = {}
-    for behavior in list_behaviors(request.paths):
-        path = request.output(behavior)
-        if path.exists():
-            found[behavior] = _read_choice(path)
-    corrected = holm([content["test"].p_value for content in found.values()])
-    choices = [
-        TestedChoice(behavior, content["layer"], content["strength"], content["test"], content["controls"], p)
-        for (behavior, content), p in zip(found.items(), corrected, strict=True)
-    ]
-    return sorted(choices, key=lambda choice: -choice.effect.effect)
-
-
-_CHOICE_KEYS = ("behavior", "layer", "strength", "multiplier", "n_validation", "linear_up_to_strength", "kl_budget")
-
-
-def _read_choice(path: Path) -> dict[str, Any]:
-    content = read_json(path)
-    try:
-        controls = {name: Outcome(**outcome) for name, outcome in content["controls"].items()}
-        by_layer = tuple(LayerChoice(**one) for one in content["validation"])
-        _ = [content[key] for key in _CHOICE_KEYS]
-        return {**content, "test": Outcome(**content["test"]), "controls": controls, "validation": by_layer}
-    except (KeyError, TypeError, AttributeError) as err:
-        raise UserError(f"{path} is not a choice as the suite writes it; choose again with --overwrite") from err
+    files = [path for behavior in list_behaviors(request.paths) if (path := request.output(behavior)).exists()]
+    choices = [load_choice(path)[0] for path in files]
+    corrected = holm([choice.test.p_value for choice in choices])
+    tested = [TestedChoice(choice, p) for choice, p in zip(choices, corrected, strict=True)]
+    return sorted(tested, key=lambda one: -one.choice.test.effect)
 
 
 def holm(p_values: "Sequence[float] | FloatArray") -> list[float]:

@@ -112,11 +112,8 @@ def _draw_tested(choices: Sequence[TestedChoice], request: ChoiceRequest) -> "Fi
     named = f"{request.kind.reading} vector" + (f" ({request.kind.method})" if request.kind.method != "mean" else "")
     shown = {"chosen": (named, BLUE, "D"), **CONTROLS}
     for shift, (name, (label, colour, marker)) in zip((-0.22, 0.0, 0.22), shown.items(), strict=True):
-        rows = [
-            (place, choice.effect if name == "chosen" else choice.controls.get(name))
-            for place, choice in enumerate(choices)
-        ]
-        points = [(place, outcome) for place, outcome in rows if outcome is not None]
+        outcomes = [_outcomes(one.choice).get(name) for one in choices]
+        points = [(place, outcome) for place, outcome in enumerate(outcomes) if outcome is not None]
         if not points:
             continue
         x = [outcome.effect for _, outcome in points]
@@ -124,7 +121,7 @@ def _draw_tested(choices: Sequence[TestedChoice], request: ChoiceRequest) -> "Fi
         y = [place + shift for place, _ in points]
         ax.errorbar(x, y, xerr=spread, fmt=marker, color=colour, markersize=3.5, capsize=2, linewidth=1, label=label)
     ax.axvline(0, color="0.6", linewidth=0.6)
-    ax.set_yticks(range(len(choices)), [_row_label(choice, request) for choice in choices])
+    ax.set_yticks(range(len(choices)), [_row_label(one, request) for one in choices])
     ax.set_ylim(len(choices) - 0.5, -0.5)
     ax.grid(visible=False, axis="y")
     ax.set_xlabel("preference for the matching answer's text, + minus \N{MINUS SIGN} (nats per token)")
@@ -137,9 +134,14 @@ def _draw_tested(choices: Sequence[TestedChoice], request: ChoiceRequest) -> "Fi
     return figure
 
 
-def _row_label(choice: TestedChoice, request: ChoiceRequest) -> str:
-    star = " *" if choice.p_holm <= ALPHA else ""
-    return f"{load_behavior(request.paths, choice.behavior).label}, layer {choice.layer}{star}"
+def _outcomes(choice: Choice) -> dict[str, Outcome]:
+    """What was tested: the chosen vector, and the controls."""
+    return {"chosen": choice.test, **choice.controls}
+
+
+def _row_label(one: TestedChoice, request: ChoiceRequest) -> str:
+    star = " *" if one.p_holm <= ALPHA else ""
+    return f"{load_behavior(request.paths, one.choice.behavior).label}, layer {one.choice.chosen.layer}{star}"
 
 
 def tested_table(choices: Sequence[TestedChoice]) -> Table:
@@ -158,10 +160,10 @@ def tested_table(choices: Sequence[TestedChoice]) -> Table:
         "p_holm",
     )
     rows: list[tuple[object, ...]] = []
-    for choice in choices:
-        at = (choice.behavior, choice.layer, choice.strength)
-        rows.append((*at, "chosen", *_numbers(choice.effect), choice.p_holm))
-        rows += [(*at, name, *_numbers(outcome), "-") for name, outcome in choice.controls.items()]
+    for one in choices:
+        at = (one.choice.behavior, one.choice.chosen.layer, one.choice.chosen.strength)
+        for name, outcome in _outcomes(one.choice).items():
+            rows.append((*at, name, *_numbers(outcome), one.p_holm if name == "chosen" else "-"))
     return Table(
         columns,
         rows,
@@ -180,13 +182,14 @@ def _numbers(outcome: Outcome) -> tuple[object, ...]:
 
 def tested_lines(choices: Sequence[TestedChoice]) -> list[str]:
     """The table for the terminal."""
-    width = max(len(choice.behavior) for choice in choices)
+    width = max(len(one.choice.behavior) for one in choices)
     titles = ["held-out effect, + minus -", "random vector", "letter vector"]
     lines = [f"{'':{width}}  layer  {' '.join(f'{title:26}' for title in titles)} p (Holm)"]
-    for choice in choices:
-        cells = [choice.effect, choice.controls.get("random"), choice.controls.get("letter")]
-        texts = [f"{_short(cell):26}" for cell in cells]
-        lines.append(f"{choice.behavior:{width}}  {choice.layer:5}  {' '.join(texts)} {choice.p_holm:.2g}")
+    for one in choices:
+        outcomes = _outcomes(one.choice)
+        texts = [f"{_short(outcomes.get(name)):26}" for name in ("chosen", "random", "letter")]
+        at = f"{one.choice.behavior:{width}}  {one.choice.chosen.layer:5}"
+        lines.append(f"{at}  {' '.join(texts)} {one.p_holm:.2g}")
     return lines
 
 
