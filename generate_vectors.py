@@ -95,13 +95,13 @@ def run(args: argparse.Namespace) -> int:
         check_flags(args)
         return extract(args, request, load_pairs_for)
     answers = OwnAnswers(request, args.filter, args.limit, args.max_new_tokens)
-    plans = answers.plans(request.behaviors)
+    waiting = [plan for plans in answers.plans.values() for plan in plans if plan.waiting]
     model = None
-    if any(plan.waiting for plan in plans):
+    if waiting:
         from utils.evaluation.sweep import run_sweeps
 
         model = load_model(args, request)
-        for plan in plans:
+        for plan in waiting:
             run_sweeps(model, plan, {behavior: {} for behavior in request.behaviors})
     return extract(args, request, answers.load, model)
 

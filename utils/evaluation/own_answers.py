@@ -7,6 +7,7 @@ They are results like others, of the generate set's questions at multiplier 0, s
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 from utils.data.records import TextPair, text_pairs_path
@@ -45,13 +46,14 @@ class OwnAnswers:
                 "go with it; use --read answer or --read last"
             )
 
-    def plans(self, behaviors: Sequence[str]) -> list[SweepPlan]:
+    @cached_property
+    def plans(self) -> dict[str, list[SweepPlan]]:
         """The sweeps that make the answers, of both sides of each behavior.
 
         Raises:
             UserError: If a behavior has no system prompts or no generate set.
         """
-        return [plan_sweeps(self._sweep(behavior, side)) for behavior in behaviors for side in SIDES]
+        return {one: [plan_sweeps(self._sweep(one, side)) for side in SIDES] for one in self.request.behaviors}
 
     def _sweep(self, behavior: str, side: Side) -> SweepRequest:
         request = self.request
@@ -78,7 +80,7 @@ class OwnAnswers:
         Raises:
             UserError: If too few are kept, or there are no scores to keep them by.
         """
-        sweeps = [plan.sweeps[0] for plan in self.plans([behavior])]
+        sweeps = [plan.sweeps[0] for plan in self.plans[behavior]]
         files = [paths.result(sweep.settings.at(*sweep.combinations[0])) for sweep in sweeps]
         matching, other = (load_answers(file) for file in files)
         keeps = self._judged(paths, sweeps) if self.filter == "judge" else [True] * len(matching)
