@@ -5,6 +5,7 @@ import json
 import platform
 import resource
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -152,6 +153,14 @@ def peak_memory(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**20
     divisor = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / divisor
+
+
+def memory_in_own_process(module: str, of: object, argv: Sequence[str] | None) -> float:
+    """Peak memory in MiB that `python -m module ... --memory_of OF` prints last."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = [sys.executable, "-m", module, *arguments, "--memory_of", str(of)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
 
 
 def report(title: str, rows: Sequence[tuple[str, str]], figures: dict[str, Any], args: argparse.Namespace) -> None:

@@ -9,7 +9,6 @@ Example: python -m benchmarks.extraction
 """
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -20,6 +19,7 @@ from benchmarks.common import (
     load_pairs,
     make_parser,
     matrix_rate,
+    memory_in_own_process,
     peak_memory,
     report,
     seconds,
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     of_largest = float(((found - expected).abs().amax(dim=-1) / expected.abs().amax(dim=-1)).max())
     slow_s = seconds(lambda: one_by_one(model, some, args.read), model.device) / len(some)
     fast_s = seconds(lambda: sum_differences(model, pairs, args.read), model.device) / len(pairs)
-    memory = {count: _memory_in_own_process(count, argv) for count in args.memory_pairs}
+    memory = {count: memory_in_own_process("benchmarks.extraction", count, argv) for count in args.memory_pairs}
     figures = {
         "model": model.label,
         "dtype": args.dtype,
@@ -133,13 +133,6 @@ def _halves(model: LlamaWrapper, pair: AnyPair, read: Reading) -> Iterator[tuple
     else:
         for half in (encoded := encode_pair(model.chat_format, pair, read)).positive, encoded.negative:
             yield half.ids, slice(half.read_from, None)
-
-
-def _memory_in_own_process(count: int, argv: Sequence[str] | None) -> float:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    command = [sys.executable, "-m", "benchmarks.extraction", *arguments, "--memory_of", str(count)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
 
 
 if __name__ == "__main__":

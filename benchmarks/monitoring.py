@@ -12,7 +12,6 @@ Example: python -m benchmarks.monitoring
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -20,7 +19,15 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import load_model, make_parser, peak_memory, report, seconds, skip_without_gpu
+from benchmarks.common import (
+    load_model,
+    make_parser,
+    memory_in_own_process,
+    peak_memory,
+    report,
+    seconds,
+    skip_without_gpu,
+)
 from llama_wrapper import LlamaWrapper
 from utils.data.records import load_text_pairs
 from utils.exports.lines import failed_line, measured_line
@@ -71,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         rates = [_rates(model, texts, probes, reference) for _ in range(args.rounds + 1)][1:]  # the first warms up
     forward, monitored = (statistics.median(rate[place] for rate in rates) for place in (0, 1))
-    memory = {count: _memory_in_own_process(count, argv) for count in args.memory_texts}
+    memory = {count: memory_in_own_process("benchmarks.monitoring", count, argv) for count in args.memory_texts}
     shares = [rate[1] / rate[0] for rate in rates]
     rows = [
         ("forward passes alone", f"{forward:.0f} tokens/s"),
@@ -146,13 +153,6 @@ def _rates(model: LlamaWrapper, texts: Path, probes: Sequence[Probe], reference:
     monitor_s = seconds(monitored, model.device)
     forward_s = seconds(forward, model.device)
     return done[0] / forward_s, done[1] / monitor_s
-
-
-def _memory_in_own_process(count: int, argv: Sequence[str] | None) -> float:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    command = [sys.executable, "-m", "benchmarks.monitoring", *arguments, "--memory_of", str(count)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
 
 
 if __name__ == "__main__":

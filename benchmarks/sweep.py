@@ -11,7 +11,6 @@ Example: python -m benchmarks.sweep
 """
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from benchmarks.common import (
     load_model,
     make_parser,
     matrix_rate,
+    memory_in_own_process,
     peak_memory,
     random_steerings,
     report,
@@ -84,7 +84,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     differences = [(results[i][places] - plain[i]).abs() / plain[i].abs() for i in range(work.n_questions)]
     difference = max(float(difference.max()) for difference in differences)
     flops = count_flops(lambda: work.packed(steerings))
-    memory = {} if args.paper else {which: _memory_in_own_process(which, argv) for which in ("plain", "packed")}
+    memory = (
+        {}
+        if args.paper
+        else {which: memory_in_own_process("benchmarks.sweep", which, argv) for which in ("plain", "packed")}
+    )
     model_mib = sum(p.numel() * p.element_size() for p in model.model.parameters()) / 2**20
     figures = {
         "model": model.label,
@@ -209,13 +213,6 @@ def _prompts(model: LlamaWrapper, args: argparse.Namespace) -> Work:
         lambda steerings: plain_loop(model, prompts, steerings, letters),
         lambda steerings: list(model.score(prompts[:2], steerings, letters[:2])),
     )
-
-
-def _memory_in_own_process(which: str, argv: Sequence[str] | None) -> float:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    command = [sys.executable, "-m", "benchmarks.sweep", *arguments, "--memory_of", which]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
 
 
 if __name__ == "__main__":
