@@ -53,7 +53,7 @@ def no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_the_request_is_deterministic_and_short_and_carries_the_key_in_its_header_only() -> None:
     with JudgeServer() as server:
         (reply,) = asking(make_judge(server))
-        body, headers = server.events[0].request.body, server.events[0].request.headers
+        body, headers = server.arrived[0].body, server.arrived[0].headers
     assert reply == Reply("7", model="served-model-1")
     assert body == {"model": "some-model", "messages": REQUEST, "temperature": 0, "max_tokens": 16}
     assert headers.pop("authorization") == f"Bearer {KEY}"
