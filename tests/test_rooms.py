@@ -25,8 +25,10 @@ ROOMS = (
     "report",
     "exports",
     "chat",
+    "authoring",
     "finetuning",
     "saes",
+    "research",
     "cli",
 )  # a room imports from those before it
 UTILS = REPOSITORY / "utils"

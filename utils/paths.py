@@ -229,6 +229,10 @@ class DataPaths:
         """The run's folder while it runs, and the figure and log (with suffixes) that stay."""
         return self.root / "finetune_logs" / name
 
+    def research(self, *parts: str) -> Path:
+        """What the scripts in research/ find out."""
+        return self.analysis_dir.joinpath("research", *parts)
+
     @property
     def saes_dir(self) -> Path:
         """Trained and fetched SAEs, a folder each; beside them, with a leading `_`, what they are made from."""

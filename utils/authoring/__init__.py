@@ -1,0 +1,1 @@
+"""From a sentence to a behavior: instructions, questions, answers and a vector."""
