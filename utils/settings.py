@@ -32,6 +32,7 @@ Knob = Literal["multiplier", "strength"]
 Orders = Literal["given", "both"]
 """Whether lettered answers stand as the set gives them, or an item is asked twice, its two answers exchanged."""
 
+_PART = re.compile(r"[a-z][a-z0-9-]{0,59}")
 BEHAVIOR_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
 # separators, control characters, and what is not Unicode or breaks a line
 _UNSAFE_IN_NAME = re.compile(r"[/\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -72,6 +73,17 @@ def _one_of(what: str, allowed: Collection[str]) -> Callable[[str], str]:
 def _method(text: str) -> str:
     if not re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*", text):
         raise UserError(f"{text!r} is not an estimator's name: small letters, digits and single underscores")
+    return text
+
+
+def check_part(text: str) -> str:
+    """The name of a part of vectors as it stands.
+
+    Raises:
+        UserError: If it is none.
+    """
+    if not _PART.fullmatch(text):
+        raise UserError(f"{text!r} does not name a part of a vector: small letters, digits and hyphens, e.g. rank2")
     return text
 
 
@@ -125,6 +137,8 @@ class SteeringSettings:
     """The estimator that made it."""
     origin: Annotated[Origin, Key(_one_of("origin", get_args(Origin)), steers=True, word="from")] = "pairs"
     """Whose answers it was made from."""
+    part: Annotated[str | None, Key(check_part, steers=True)] = None
+    """Which part of the vector is used, where it is not the whole (`research/decompose_vectors.py` writes parts)."""
     vector: Annotated[str | None, Key(str, steers=True)] = None
     """Names of the vector files that are used, joined by '+', where they are not a behavior's."""
     questions: Annotated[str | None, Key(str)] = None
@@ -222,7 +236,7 @@ class SteeringSettings:
     @property
     def vector_kind(self) -> "VectorKind":
         """Of the vectors that are added."""
-        return VectorKind(self.read, self.method, self.origin)
+        return VectorKind(self.read, self.method, self.origin, self.part)
 
     def same_model(self, other: "SteeringSettings") -> bool:
         """Whether both name the same model."""
@@ -245,6 +259,8 @@ class VectorKind:
     method: str = "mean"
     """The estimator's name."""
     origin: Origin = "pairs"
+    part: str | None = None
+    """Of what was taken apart, the name of a part, such as rank2; None for the whole vector."""
 
     @property
     def suffix(self) -> str:
@@ -258,9 +274,9 @@ class VectorKind:
 
     def _particular(self) -> list[tuple[str, str]]:
         """What differs from the published kind."""
-        named = {"read": self.reading, "method": self.method, "from": self.origin}
-        published = {"read": VectorKind.reading, "method": VectorKind.method, "from": VectorKind.origin}
-        return [(word, value) for word, value in named.items() if value != published[word]]
+        named = {"read": self.reading, "method": self.method, "from": self.origin, "part": self.part}
+        published = {"read": VectorKind.reading, "method": VectorKind.method, "from": VectorKind.origin, "part": None}
+        return [(word, value) for word, value in named.items() if value is not None and value != published[word]]
 
 
 def parse_result_name(name: str) -> SteeringSettings:

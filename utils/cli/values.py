@@ -4,6 +4,9 @@ import argparse
 import math
 from typing import Any
 
+from utils.errors import UserError
+from utils.settings import check_part
+
 
 def positive_int(text: str) -> int:
     value = int(text)
@@ -42,6 +45,13 @@ def layer(text: str) -> int:
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is negative; layers are counted from 0")
     return value
+
+
+def part(text: str) -> str:
+    try:
+        return check_part(text)
+    except UserError as err:
+        raise argparse.ArgumentTypeError(str(err)) from err
 
 
 def batch_size(text: str) -> int | str:

@@ -17,7 +17,7 @@ from utils.model.checkpoints import ModelChoice, check_layers, checkpoint_label
 from utils.model.shapes import ModelShape, model_shape
 from utils.paths import DataPaths
 from utils.settings import Knob, Orders, ResultType, Side, StartPosition, SteeringSettings, VectorKind
-from utils.vectors.files import choice_of_label, generate_command, normalize_command
+from utils.vectors.files import choice_of_label, generate_command, normalize_command, parts_command
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -264,6 +264,7 @@ def sweep_settings(request: SweepRequest, behavior: str) -> SteeringSettings:
         read=request.vector_kind.reading,
         method=request.vector_kind.method,
         origin=request.vector_kind.origin,
+        part=request.vector_kind.part,
         vector="+".join(path.stem for path in request.vector_files) or None,
         questions=None if request.questions is None else request.questions.stem,
         limit=request.limit,
@@ -301,6 +302,8 @@ def _load_vectors(plan: SweepPlan, sweep: Sweep) -> "dict[int, Tensor]":
     layers = (request.layers or ()) if request.override_vector is None else (request.override_vector,)
     generate = generate_command(request.paths, [behavior], layers, choice, kind=request.vector_kind)
     hint = f"run: {generate}, then: {normalize_command(request.paths, [behavior], choice, kind=request.vector_kind)}"
+    if request.vector_kind.part:
+        hint = f"run: {parts_command(request.paths, [behavior], layers, choice, request.vector_kind)}"
     if request.vector_files:
         hint = "name a vector file with --vector"
     return {

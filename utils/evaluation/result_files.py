@@ -33,6 +33,7 @@ def settings_of(
         read=kind.reading,
         method=kind.method,
         origin=kind.origin,
+        part=kind.part,
         knob=knob,
     )
 
