@@ -27,6 +27,7 @@ def root(tmp_path: Path) -> Path:
         for thing in THINGS
     ]
     put_json(paths.generate_text_dataset("sea"), pairs[:10])
+    put_json(tmp_path / "all_pairs.json", pairs)
     put_json(paths.test_text_dataset("sea"), pairs[8:])
     return tmp_path
 
@@ -48,5 +49,16 @@ def made(run: Callable[..., int]) -> Callable[..., int]:
     import generate_vectors
     import normalize_vectors
 
+    assert run(generate_vectors, "--layers", 1, "--save_activations") == run(normalize_vectors) == 0
+    return run
+
+
+@pytest.fixture
+def grown(root: Path, run: Callable[..., int]) -> Callable[..., int]:
+    """The same with all fourteen pairs, of which a third can be set aside."""
+    import generate_vectors
+    import normalize_vectors
+
+    (root / "all_pairs.json").rename(DataPaths(root).generate_text_dataset("sea"))
     assert run(generate_vectors, "--layers", 1, "--save_activations") == run(normalize_vectors) == 0
     return run

@@ -112,7 +112,7 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], tuple[object, ...], str]] = {
         (),
         "is not the mean difference of the activations beside it",
     ),
-    "rank above the pairs": (leave_as_it_is, ("--ranks", 11), "--ranks 11: the 10 pairs have 10 components"),
+    "rank above the pairs": (leave_as_it_is, ("--ranks", 11), "--ranks 11: 10 pairs have at most 10 components"),
     "not a mean": (leave_as_it_is, ("--method", "pca"), "--method pca: only a mean difference is the sum"),
     "no such layer": (leave_as_it_is, ("--layers", 9), "--layers 9: tiny-chat has layers 0 to 3"),
 }

@@ -55,3 +55,15 @@ def load_pair_activations(request: DecomposeRequest, behavior: str, layer: int, 
     if not away <= SAME_VECTOR * float(vector.double().norm()):
         raise UserError(f"{path} is not the mean difference of the activations beside it; {hint} --overwrite")
     return loaded
+
+
+def check_inputs(request: DecomposeRequest, d_model: int) -> None:
+    """Refuse what cannot be taken apart, of all jobs, before anything is computed or written.
+
+    Raises:
+        UserError: If the inputs of a job do not belong together, or a rank is above its number of pairs.
+    """
+    for behavior, layer in request.jobs:
+        n_pairs = len(load_pair_activations(request, behavior, layer, d_model).positive)
+        if beyond := [rank for rank in request.ranks or () if rank > min(n_pairs, d_model)]:
+            raise UserError(f"--ranks {beyond[0]}: {n_pairs} pairs have at most {min(n_pairs, d_model)} components")

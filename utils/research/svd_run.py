@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from utils.data.records import load_text_pairs
-from utils.errors import UserError
 from utils.inside.readings import decode_vectors
 from utils.model import processes
 from utils.research.decompose_request import DEFAULT_RANKS, DecomposeRequest
@@ -58,17 +57,10 @@ def take_apart(model: "LlamaWrapper", differences: FloatArray, n_flips: int, see
 
 
 def choose_ranks(request: DecomposeRequest, parts: Decomposition) -> list[int]:
-    """
-    Raises:
-        UserError: If a rank was asked for that the pairs do not have.
-    """
+    """Those asked for, as far as there are so many components."""
     if request.ranks is None:
         return [rank for rank in DEFAULT_RANKS if rank < parts.rank]
-    if beyond := [rank for rank in request.ranks if rank > parts.rank]:
-        raise UserError(
-            f"--ranks {beyond[0]}: the {len(parts.projections)} pairs have {parts.rank} components; ask for fewer"
-        )
-    return sorted(set(request.ranks))
+    return sorted({rank for rank in request.ranks if rank <= parts.rank})
 
 
 def named_parts(request: DecomposeRequest, parts: Decomposition) -> dict[str, FloatArray]:
