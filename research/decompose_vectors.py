@@ -72,9 +72,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--leave_out",
         type=values.count,
-        default=3,
+        default=2,
         metavar="N",
-        help="write and measure vectors without component 1, without component 2, ... up to N (default: 3)",
+        help="write and measure vectors without component 1, without component 2, ... up to N (default: 2)",
     )
     parser.add_argument(
         "--strength",
@@ -89,12 +89,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--n_random",
         type=values.positive_int,
-        default=3,
+        default=2,
         metavar="N",
-        help="draws of each control whose effect is measured (default: 3)",
+        help="draws of each control whose effect is measured (default: 2)",
     )
     parser.add_argument(
-        "--limit", type=values.positive_int, metavar="N", help="measure on the first N test items (default: all)"
+        "--limit",
+        type=values.count,
+        default=24,
+        metavar="N",
+        help="measure on the first N test items; 0 for all (default: 24)",
     )
     add_latents(parser)
     return parser
@@ -157,7 +161,7 @@ def build_request(args: argparse.Namespace) -> DecomposeRequest:
         strength=args.strength,
         n_flips=args.n_flips,
         n_random=args.n_random,
-        limit=args.limit,
+        limit=args.limit or None,
         seed=args.seed,
         overwrite=args.overwrite,
         command=args.command,

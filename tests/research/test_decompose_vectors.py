@@ -1,6 +1,9 @@
 """Vectors taken apart on a tiny model: parts add up, sweeps steer with them, and what does not fit is refused."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from tests.models import build_wrapper, random_steerings
 from tests.roots import TINY_LABEL, error_lines, snapshot
 from utils.data.records import TextPair
 from utils.files.tables import read_table
-from utils.paths import DataPaths
+from utils.paths import REPOSITORY, DataPaths
 from utils.research.vector_effects import Scoring, measure_effects
 from utils.settings import VectorKind
 
@@ -140,6 +143,24 @@ def test_a_sweep_without_the_part_names_the_command_that_makes_it(
     assert "run: ./research/decompose_vectors.py --behaviors sea --layers 1 --read answer --model" in line
     assert made(prompting_with_steering, "--part", "../x") == 2
     assert "does not name a part" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_items_and_write_what_one_writes(
+    root: Path, made: Callable[..., int], tiny_checkpoint: Path
+) -> None:
+    path = root / "analysis/research/sea" / RESULT
+    assert made(decompose_vectors, *QUICK) == 0
+    alone = json.loads(path.read_text())
+    command = ["--root", root, "--behaviors", "sea", "--model", tiny_checkpoint, "--read", "answer", *QUICK]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = [*launcher, REPOSITORY / "research" / "decompose_vectors.py", *command, "--device", "cpu", "--overwrite"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(list(map(str, script)), env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(RESULT) == 1 and done.stdout.count("sea, layer 1:") == 1
+    together = json.loads(path.read_text())
+    assert {**together, "made": None} == {**alone, "made": None}
 
 
 ITEMS = [TextPair(f"What is {i}?", f"The answer is {i}", f"Not {i * 'so '} {i}") for i in range(5)]

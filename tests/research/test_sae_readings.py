@@ -90,7 +90,7 @@ def planted_read(filters: Filters) -> ReadVector:
 def test_each_filter_drops_its_latent_and_the_rest_is_their_sum() -> None:
     read = planted_read(Filters(0.1, named=(0,), obvious=1))
     assert read.base.latents == (0, 1, 2, 3)
-    assert read.reasons() == [["named"], ["dense"], ["first token"], ["not discriminating"]]
+    assert read.reasons() == [["named"], ["dense"], ["first token"], ["non-discriminating"]]
     read = replace(read, filters=Filters(0.1, obvious=1))
     rows = (read.sae.W_dec / 2).double().numpy()
     assert [latent for latent, _ in read.candidates()] == [0]
@@ -108,7 +108,7 @@ def test_each_filter_drops_its_latent_and_the_rest_is_their_sum() -> None:
 def test_a_latent_on_the_other_side_than_its_coefficient_does_not_discriminate() -> None:
     read = planted_read(Filters(0.1))
     read = replace(read, facts=replace(read.facts, side=-np.ones(D_SAE)))
-    assert read.reasons()[0] == ["not discriminating"]
+    assert read.reasons()[0] == ["non-discriminating"]
     variants = build_variants(read, (0, 4.0), n_draws=2, seed=0)
     assert variants.absent["irrelevant removed"] == variants.absent["obvious only"] == "no latent is left"
     assert CONTROLS[0] not in {one.name for one in variants.made}

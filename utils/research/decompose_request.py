@@ -29,13 +29,13 @@ class DecomposeRequest:
     kind: VectorKind
     ranks: tuple[int, ...] | None = None
     """Of the vectors that are written and measured; None for DEFAULT_RANKS as far as there are components."""
-    leave_out: int = 3
+    leave_out: int = 2
     """The vector without component 1, 2, ... is written and measured up to this one."""
     strength: float = 0.15
     """At which vectors are measured: the added norm as a share of the layer's residual norm."""
     n_flips: int = 500
     """Draws of random signs."""
-    n_random: int = 3
+    n_random: int = 2
     """Draws of each control whose effect is measured."""
     limit: int | None = None
     """Test items, the first ones; None for all."""
@@ -130,3 +130,8 @@ class DecomposeRequest:
         return [
             job for job in self.jobs if not is_done(self.result(*job), self.settings(*job), overwrite=self.overwrite)
         ]
+
+
+def describe_vectors(request: DecomposeRequest) -> str:
+    """Model and kind of vectors in words."""
+    return ", ".join([request.choice.label, *filter(None, [" ".join(request.kind.command_words)])])

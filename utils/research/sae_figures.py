@@ -21,6 +21,7 @@ from utils.figures.style import (
 )
 from utils.files.tables import Table, save_table, with_suffix
 from utils.inside.figures import drawn_text
+from utils.research.decompose_request import describe_vectors
 from utils.research.sae_filters import CONTROLS, WHOLE
 from utils.research.sae_results import SaeDone
 from utils.research.sae_tradeoff import LEVELS
@@ -32,9 +33,7 @@ _N_BARS, _N_WORDS, _WORD_CHARACTERS = 10, 3, 12
 def _named(done: SaeDone) -> str:
     request = done.request
     label = load_behavior(request.paths, done.behavior).label
-    return (
-        f"{label}, layer {done.read.sae.layer}, {request.choice.label}{request.kind.suffix}, SAE {done.read.sae.name}"
-    )
+    return f"{label}, layer {done.read.sae.layer}, {describe_vectors(request)}, SAE {done.read.sae.name}"
 
 
 # --- what it consists of ---------------------------------------------------------------------------
@@ -120,7 +119,7 @@ def latent_table(done: SaeDone) -> Table:
             "coefficient: of the signed pursuit, for decoder rows of length 1; density: share of the text's tokens",
             "matching_minus_other: mean activation; agreeing_pairs: share of the pairs that differ in which the "
             "matching half has more; p_side: sign test",
-            f"dropped_as: dense (above {done.read.filters.max_density:g}), first token, not discriminating (p_side of "
+            f"dropped_as: dense (above {done.read.filters.max_density:g}), first token, non-discriminating (p_side of "
             "0.05 or more, or the other way than the coefficient), named",
         ),
     )

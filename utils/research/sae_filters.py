@@ -19,7 +19,7 @@ from utils.research.svd_components import FloatArray
 from utils.saes.dictionary import SAE
 from utils.saes.latents import encoded
 
-N_CANDIDATES = 8
+N_CANDIDATES = 6
 """Latents of which the single best one is taken."""
 FGAA_POSITIVE, FGAA_NEGATIVE = 16, 16
 DRAWN_OUT = "as many dropped at random"
@@ -81,7 +81,7 @@ class Filters:
             "dense": facts.density[latent] > self.max_density,
             "first token": bool(facts.fires_first[latent]),
             # fires equally in both halves, or more in the other half than the vector would have it
-            "not discriminating": facts.p_side[latent] >= 0.05 or facts.side[latent] * coefficient <= 0,
+            "non-discriminating": facts.p_side[latent] >= 0.05 or facts.side[latent] * coefficient <= 0,
             "named": latent in self.named,
         }
         return [reason for reason, holds in tests.items() if holds]
@@ -158,7 +158,7 @@ def build_variants(read: ReadVector, best: tuple[int, float], n_draws: int, seed
             return
         made.append(Variant(name, _sum(base, rows, places)[None], len(places), len(base.latents) - len(places)))
 
-    for reason in ("dense", "first token", "not discriminating", *(["named"] if read.filters.named else [])):
+    for reason in ("dense", "first token", "non-discriminating", *(["named"] if read.filters.named else [])):
         keep(f"without {reason}", [reason not in why for why in reasons])
     relevant = [not why for why in reasons]
     keep("irrelevant removed", relevant)
@@ -168,7 +168,7 @@ def build_variants(read: ReadVector, best: tuple[int, float], n_draws: int, seed
     target = _fgaa(read.facts, read.filters)
     for name, vector, n in (
         ("difference of encodings", read.readings["difference"].vector, len(read.readings["difference"].latents)),
-        ("FGAA's latents", target @ read.sae.W_dec.double().numpy(), int((target != 0).sum())),
+        ("FGAA latents", target @ read.sae.W_dec.double().numpy(), int((target != 0).sum())),
     ):
         if np.linalg.norm(vector) > 0:
             made.append(Variant(name, vector[None], n))

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+N_VALIDATION = 12
+"""Pairs of the generate set, at most, on which the single best latent is chosen."""
 _BEFORE, _AFTER = 8, 4
 """Tokens of an example around the one on which the latent fires."""
 _OPEN, _CLOSE = "\N{LEFT-POINTING DOUBLE ANGLE QUOTATION MARK}", "\N{RIGHT-POINTING DOUBLE ANGLE QUOTATION MARK}"
@@ -87,9 +89,8 @@ def run_sae(request: SaeRequest, model: "LlamaWrapper", behavior: str, folder: P
     readings = read_vector(sae, vector, encodings.delta)
     read = ReadVector(sae, vector, readings, facts, Filters(request.max_density, request.drop_latents, request.obvious))
     measuring = Measuring(request, model, behavior, folder)
-    best, best_effect = measuring.best_latent(
-        read, [texts[i] for i in validation_items(len(texts), vectors.seed, behavior)]
-    )
+    held_back = validation_items(len(texts), vectors.seed, behavior)[:N_VALIDATION]
+    best, best_effect = measuring.best_latent(read, [texts[i] for i in held_back])
     variants = build_variants(read, best, vectors.n_random, vectors.seed)
     made: dict[str, Any] = {**model.provenance(), "command": vectors.command}
     if processes.is_main():

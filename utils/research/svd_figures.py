@@ -17,6 +17,7 @@ from utils.figures.style import (
 )
 from utils.files.tables import Table
 from utils.inside.figures import drawn_text
+from utils.research.decompose_request import describe_vectors
 from utils.research.svd_components import FloatArray
 from utils.research.svd_results import WHOLE, Done, PartEffect
 
@@ -28,7 +29,7 @@ _GREY = "0.55"
 def _named(done: Done) -> str:
     request = done.request
     label = load_behavior(request.paths, done.behavior).label
-    return f"{label}, layer {done.layer}, {request.choice.label}{request.kind.suffix}"
+    return f"{label}, layer {done.layer}, {describe_vectors(request)}"
 
 
 # --- components ------------------------------------------------------------------------------------
@@ -44,8 +45,8 @@ def plot_decomposition(done: Done) -> None:
             figure,
             f"Singular vectors of the pairs' differences: {_named(done)}",
             f"{apart.n_real} of {apart.parts.rank} components above the null (entries' signs drawn, "
-            f"{done.request.n_flips} times); * the pairs agree on its side (pairs' signs drawn, family-wise 5%: "
-            f"{apart.n_consistent} components)",
+            f"{done.request.n_flips} times); * the pairs agree on its side (pairs' signs drawn, family-wise 5%; "
+            f"components: {apart.n_consistent})",
         )
         stem = done.request.stem("singular_vectors", done.behavior, done.layer)
         log_written(save_figure(figure, stem, component_table(done)))
