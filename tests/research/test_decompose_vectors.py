@@ -44,6 +44,9 @@ def test_parts_add_up_and_the_sweeps_steer_with_them(
 
     found = json.loads((root / "analysis/research/sea" / RESULT).read_text())
     assert found["n_pairs"] == 10 and found["rank"] == 10 and sum(found["share_of_vector"]) == pytest.approx(1)
+    shown = found["report"]
+    assert (shown["model"], shown["behavior"], shown["vectors"]) == (TINY_LABEL, "sea", "_read=answer")
+    assert all((root / "analysis/research/sea" / f"{name}.png").is_file() for name in shown["figures"])
     effects = {one["vector"]: one for one in found["effects"]}
     assert list(effects) == ["whole", "rank1", "rank3", "without1", "random", "drawn signs"]
     sweep = ("--layers", 1, "--type", "answer_text", "--strengths", -0.15, 0.15, "--part", "rank1")

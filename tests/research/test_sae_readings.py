@@ -153,6 +153,7 @@ def test_the_script_reads_and_filters_a_vector_and_a_second_run_does_nothing(
     found = json.loads((folder / f"sae_latents_{name}.json").read_text())
     assert {"encoding", "difference", "signed 1", "nonnegative 64"} <= set(found["readings"])
     assert found["readings"]["signed 64"]["unexplained"] == pytest.approx(0, abs=1e-9)  # 64 latents, 32 dimensions
+    assert found["report"]["figures"] == [f"sae_latents_{name}", f"sae_tradeoff_{name}"]
     variants = [one["vector"] for one in found["variants"]]
     assert variants[0] == "whole" and variants[-1] == "random vector" and "single best latent" in variants
     assert len(variants) + len(found["absent"]) >= 11

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from utils.behaviors import load_behavior
 from utils.errors import UserError
 from utils.files.reading import sha256_of
 from utils.files.tables import with_suffix
@@ -132,6 +133,8 @@ class DecomposeRequest:
         ]
 
 
-def describe_vectors(request: DecomposeRequest) -> str:
-    """Model and kind of vectors in words."""
-    return ", ".join([request.choice.label, *filter(None, [" ".join(request.kind.command_words)])])
+def describe_vector(request: DecomposeRequest, behavior: str, layer: int) -> str:
+    """Behavior, layer, model and kind in words, for titles."""
+    label = load_behavior(request.paths, behavior).label
+    kind = " ".join(request.kind.command_words)
+    return ", ".join([label, f"layer {layer}", request.choice.label, *([kind] if kind else [])])

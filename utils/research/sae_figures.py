@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter
 
-from utils.behaviors import load_behavior
 from utils.figures.lines import MARKERS, PALETTE
 from utils.figures.style import (
     BLUE,
@@ -21,19 +21,18 @@ from utils.figures.style import (
 )
 from utils.files.tables import Table, save_table, with_suffix
 from utils.inside.figures import drawn_text
-from utils.research.decompose_request import describe_vectors
-from utils.research.sae_filters import CONTROLS, WHOLE
+from utils.research.decompose_request import describe_vector
+from utils.research.sae_filters import CONTROLS
 from utils.research.sae_results import SaeDone
 from utils.research.sae_tradeoff import LEVELS
+from utils.research.vector_effects import WHOLE
 
 _GREY = "0.55"
 _N_BARS, _N_WORDS, _WORD_CHARACTERS = 10, 3, 12
 
 
 def _named(done: SaeDone) -> str:
-    request = done.request
-    label = load_behavior(request.paths, done.behavior).label
-    return f"{label}, layer {done.read.sae.layer}, {describe_vectors(request)}, SAE {done.read.sae.name}"
+    return f"{describe_vector(done.request, done.behavior, done.read.sae.layer)}, SAE {done.read.sae.name}"
 
 
 # --- what it consists of ---------------------------------------------------------------------------
@@ -83,7 +82,7 @@ def _draw_shares(ax: Any, done: SaeDone) -> None:
     ax.set_ylim(-0.02, 1.02)
     ax.set_xlabel("latents")
     ax.set_ylabel("share of |v|\N{SUPERSCRIPT TWO} explained, at the best scale")
-    ax.legend(loc="upper left")
+    ax.legend(loc="best")
 
 
 def _draw_top(ax: Any, done: SaeDone) -> None:
@@ -166,8 +165,9 @@ def plot_tradeoff(done: SaeDone, stem: Path) -> None:
         for row in range(n):
             _draw_variant(left, right, done, row)
         left.set_xscale("log")
-        left.xaxis.set_major_formatter("{x:g}")
-        left.xaxis.set_minor_formatter("")
+        left.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        left.xaxis.set_major_formatter("{x:g}")  # the style leaves mathematical text alone
+        left.xaxis.set_minor_formatter(NullFormatter())
         left.axhline(0, color="0.7", linewidth=0.6)
         left.set_xlabel("KL to the unsteered model,\n95th percentile over tokens (nats)")
         left.set_ylabel("preference for matching answers,\n+ minus \N{MINUS SIGN} (nats per token)")

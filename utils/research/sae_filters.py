@@ -16,6 +16,7 @@ from utils.research.sae_closed_forms import fgaa_target
 from utils.research.sae_pursuit import Combination
 from utils.research.sae_readings import PairEncodings, Readings, unit_rows
 from utils.research.svd_components import FloatArray
+from utils.research.vector_effects import WHOLE
 from utils.saes.dictionary import SAE
 from utils.saes.latents import encoded
 
@@ -25,7 +26,6 @@ FGAA_POSITIVE, FGAA_NEGATIVE = 16, 16
 DRAWN_OUT = "as many dropped at random"
 RANDOM = "random vector"
 CONTROLS = (DRAWN_OUT, RANDOM)
-WHOLE = "whole"
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ from utils.research.decompose_request import DecomposeRequest
 from utils.research.sae_filters import ReadVector, Variants
 from utils.research.sae_readings import Controls
 from utils.research.sae_tradeoff import LEVELS, Tradeoff
+from utils.research.svd_results import ends_of
 from utils.saes.conditions import number
 
 N_LISTED = 20
@@ -62,10 +63,7 @@ class SaeDone:
 
     def tokens(self, place: int, n: int) -> tuple[list[str], list[str]]:
         """What a listed latent promotes and suppresses most."""
-        texts = self.decoding.texts
-        ends = (self.decoding.top_ids, self.decoding.bottom_ids)
-        promoted, suppressed = ([texts[token] for token in ids[place, :n].tolist()] for ids in ends)
-        return promoted, suppressed
+        return ends_of(self.decoding, place, n)
 
     def as_json(self) -> dict[str, Any]:
         off = self.distribution

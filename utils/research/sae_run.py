@@ -12,6 +12,7 @@ from torch import Tensor
 from utils.data.records import load_open_ended_questions, load_text_pairs
 from utils.errors import UserError
 from utils.evaluation.choice import N_NEUTRAL, load_both_forms, validation_items
+from utils.figures.entries import ENTRY, report_entry
 from utils.inside.readings import decode_vectors
 from utils.inside.token_texts import texts_in_context, visible_text
 from utils.model import processes
@@ -19,13 +20,13 @@ from utils.model.shapes import ModelShape
 from utils.model.side_effects import measure_kl, neutral_answers
 from utils.research.pair_activations import load_pair_activations
 from utils.research.sae_figures import plot_latents, plot_tradeoff
-from utils.research.sae_filters import CONTROLS, WHOLE, Filters, ReadVector, Variants, build_variants, latent_facts
+from utils.research.sae_filters import CONTROLS, Filters, ReadVector, Variants, build_variants, latent_facts
 from utils.research.sae_readings import encode_pairs, read_controls, read_vector, unit_rows
 from utils.research.sae_request import SaeRequest
 from utils.research.sae_results import N_EXAMPLES, N_LISTED, N_TOKENS, Distribution, SaeDone
 from utils.research.sae_tradeoff import LEVELS, Tradeoff, mean_of_draws, trade_off
 from utils.research.svd_components import FloatArray
-from utils.research.vector_effects import Scoring, at_strength, measure_effects
+from utils.research.vector_effects import WHOLE, Scoring, at_strength, measure_effects
 from utils.research.vector_parts import write_parts
 from utils.saes.activations import ActivationStore, read_layer
 from utils.saes.dictionary import SAE, check_fits
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from llama_wrapper import LlamaWrapper
 
 log = logging.getLogger(__name__)
+
+HEADING = "What vectors are made of: latents of SAEs"
 
 N_VALIDATION = 12
 """Pairs of the generate set, at most, on which the single best latent is chosen."""
@@ -117,9 +120,12 @@ def run_sae(request: SaeRequest, model: "LlamaWrapper", behavior: str, folder: P
         tradeoffs=tuple(tradeoffs),
     )
     if processes.is_main():
-        plot_latents(done, request.stem("sae_latents", behavior, folder))
-        plot_tradeoff(done, request.stem("sae_tradeoff", behavior, folder))
-        write_result(request.result(behavior, folder), request.settings(behavior, folder), made, done.as_json())
+        stems = [request.stem(what, behavior, folder) for what in ("sae_latents", "sae_tradeoff")]
+        plot_latents(done, stems[0])
+        plot_tradeoff(done, stems[1])
+        on_page = report_entry(vectors.choice.label, behavior, vectors.kind, HEADING, stems)
+        content = {**done.as_json(), ENTRY: on_page}
+        write_result(request.result(behavior, folder), request.settings(behavior, folder), made, content)
     return done
 
 

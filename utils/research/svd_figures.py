@@ -1,10 +1,10 @@
 """Figures of vectors taken apart: the spectrum beside its null, what components decode to, and effect against rank."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from utils.behaviors import load_behavior
 from utils.figures.style import (
     BLUE,
     ORANGE,
@@ -17,9 +17,10 @@ from utils.figures.style import (
 )
 from utils.files.tables import Table
 from utils.inside.figures import drawn_text
-from utils.research.decompose_request import describe_vectors
+from utils.research.decompose_request import describe_vector
 from utils.research.svd_components import FloatArray
-from utils.research.svd_results import WHOLE, Done, PartEffect
+from utils.research.svd_results import Done, PartEffect
+from utils.research.vector_effects import WHOLE
 
 EFFECT_LABEL = "preference for matching answers,\n+ minus \N{MINUS SIGN} (nats per token)"
 _N_BARS, _N_WORDS, _WORD_CHARACTERS = 8, 3, 12
@@ -27,15 +28,15 @@ _GREY = "0.55"
 
 
 def _named(done: Done) -> str:
-    request = done.request
-    label = load_behavior(request.paths, done.behavior).label
-    return f"{label}, layer {done.layer}, {describe_vectors(request)}"
+    return describe_vector(done.request, done.behavior, done.layer)
 
 
 # --- components ------------------------------------------------------------------------------------
 
 
-def plot_decomposition(done: Done) -> None:
+def plot_decomposition(done: Done) -> Path:
+    """Returns the stem of its files, as `plot_effects` does."""
+    stem = done.request.stem("singular_vectors", done.behavior, done.layer)
     with figure_style():
         figure, (left, right) = new_figure(PAGE_WIDTH, 2.9, ncols=2, width_ratios=(1, 1.15))
         _draw_spectrum(left, done)
@@ -48,8 +49,8 @@ def plot_decomposition(done: Done) -> None:
             f"{done.request.n_flips} times); * the pairs agree on its side (pairs' signs drawn, family-wise 5%; "
             f"components: {apart.n_consistent})",
         )
-        stem = done.request.stem("singular_vectors", done.behavior, done.layer)
         log_written(save_figure(figure, stem, component_table(done)))
+    return stem
 
 
 def _draw_spectrum(ax: Any, done: Done) -> None:
@@ -121,7 +122,8 @@ def component_table(done: Done) -> Table:
 # --- effect against rank ---------------------------------------------------------------------------
 
 
-def plot_effects(done: Done) -> None:
+def plot_effects(done: Done) -> Path:
+    stem = done.request.stem("effect_by_rank", done.behavior, done.layer)
     with figure_style():
         figure, (left, right) = new_figure(PAGE_WIDTH, 2.7, ncols=2, width_ratios=(1.5, 1), sharey=True)
         _draw_ranks(left, done)
@@ -133,8 +135,8 @@ def plot_effects(done: Done) -> None:
             f"{n} held-out items; every vector at strength {done.request.strength:g}; bars and bands: 95% intervals "
             f"over items; controls: mean of {done.request.n_random} draws",
         )
-        stem = done.request.stem("effect_by_rank", done.behavior, done.layer)
         log_written(save_figure(figure, stem, effect_table(done)))
+    return stem
 
 
 def _draw_ranks(ax: Any, done: Done) -> None:

@@ -8,12 +8,17 @@ import numpy as np
 from utils.inside.readings import VectorDecoding
 from utils.research.decompose_request import DecomposeRequest
 from utils.research.svd_components import Consistency, Decomposition, FloatArray
-from utils.research.vector_effects import Compared
+from utils.research.vector_effects import WHOLE, Compared
 
 N_LISTED = 24
 """Components whose numbers and tokens are listed."""
 N_TOKENS = 8
-WHOLE = "whole"
+
+
+def ends_of(decoding: VectorDecoding, row: int, n: int) -> tuple[list[str], list[str]]:
+    """The tokens that a decoded vector promotes and suppresses most."""
+    promoted, suppressed = (ids[row, :n].tolist() for ids in (decoding.top_ids, decoding.bottom_ids))
+    return [decoding.texts[token] for token in promoted], [decoding.texts[token] for token in suppressed]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +48,7 @@ class Apart:
 
     def tokens(self, component: int, n: int) -> tuple[list[str], list[str]]:
         """What a component, counted from 0, promotes and suppresses most."""
-        texts = self.decoding.texts
-        ends = (self.decoding.top_ids, self.decoding.bottom_ids)
-        promoted, suppressed = ([texts[token] for token in ids[component, :n].tolist()] for ids in ends)
-        return promoted, suppressed
+        return ends_of(self.decoding, component, n)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from utils.data.records import load_text_pairs
+from utils.figures.entries import ENTRY, report_entry
 from utils.inside.readings import decode_vectors
 from utils.model import processes
 from utils.research.decompose_request import DEFAULT_RANKS, DecomposeRequest
@@ -23,8 +24,8 @@ from utils.research.svd_components import (
     weights_null,
 )
 from utils.research.svd_figures import plot_decomposition, plot_effects
-from utils.research.svd_results import N_LISTED, N_TOKENS, WHOLE, Apart, Done, PartEffect
-from utils.research.vector_effects import Scoring, at_strength, compare, measure_effects
+from utils.research.svd_results import N_LISTED, N_TOKENS, Apart, Done, PartEffect
+from utils.research.vector_effects import WHOLE, Scoring, at_strength, compare, measure_effects
 from utils.research.vector_parts import write_parts
 from utils.saes.requests import write_result
 from utils.vectors.norms import layer_norms
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from llama_wrapper import LlamaWrapper
 
 log = logging.getLogger(__name__)
+
+HEADING = "What vectors are made of: singular vectors"
 
 
 def take_apart(model: "LlamaWrapper", differences: FloatArray, n_flips: int, seed: int) -> Apart:
@@ -92,9 +95,10 @@ def run_decomposition(request: DecomposeRequest, model: "LlamaWrapper", behavior
     effects = measure_parts(request, model, behavior, layer, apart.parts, parts, loaded)
     done = Done(request, behavior, layer, apart, tuple(effects))
     if processes.is_main():
-        plot_decomposition(done)
-        plot_effects(done)
-        write_result(request.result(behavior, layer), request.settings(behavior, layer), made, done.as_json())
+        stems = [plot_decomposition(done), plot_effects(done)]
+        on_page = report_entry(request.choice.label, behavior, request.kind, HEADING, stems)
+        content = {**done.as_json(), ENTRY: on_page}
+        write_result(request.result(behavior, layer), request.settings(behavior, layer), made, content)
     return done
 
 

@@ -27,6 +27,9 @@ from utils.model.steering import Steering
 from utils.research.svd_components import FloatArray
 from utils.vectors.norms import multiplier_of_strength
 
+WHOLE = "whole"
+"""The vector that others are compared with."""
+
 if TYPE_CHECKING:
     from llama_wrapper import LlamaWrapper
 
