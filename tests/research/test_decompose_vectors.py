@@ -68,6 +68,7 @@ def test_parts_add_up_and_the_sweeps_steer_with_them(
     assert len(loads) == 2
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_a_second_run_does_nothing_and_other_settings_are_refused(
     root: Path, made: Callable[..., int], capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
@@ -149,6 +150,7 @@ def test_a_sweep_without_the_part_names_the_command_that_makes_it(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("blank_figures")
 def test_two_processes_share_the_items_and_write_what_one_writes(
     root: Path, made: Callable[..., int], tiny_checkpoint: Path
 ) -> None:
