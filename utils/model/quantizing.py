@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -123,7 +123,7 @@ def quantize_model(
     n_parameters = sum(weights.numel() for weights in model.parameters())
     blocks = find_decoder_layers(model, label)
     linears = [module for block in blocks for module in block.modules() if _is_linear(module)]
-    n_quantized = sum(weights.numel() for linear in linears for weights in (linear.weight,))
+    n_quantized = sum(linear.weight.numel() for linear in linears)
     if not n_quantized:
         raise UserError(f"{label}: its decoder blocks have no linear layers that {library} takes; leave --quantize out")
     try:
@@ -140,7 +140,7 @@ def quantize_model(
     return found
 
 
-def _is_linear(module: nn.Module) -> bool:
+def _is_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     return type(module) is nn.Linear
 
 
@@ -155,7 +155,6 @@ def _by_bitsandbytes(block: nn.Module, name: Quantization) -> None:
     """Replace the linear layers of a block; they are quantised on their way to the device."""
     for path, linear in list(block.named_modules()):
         if _is_linear(linear):
-            assert isinstance(linear, nn.Linear)
             parent, _, last = path.rpartition(".")
             setattr(block.get_submodule(parent), last, _bitsandbytes_linear(linear, name))
 
