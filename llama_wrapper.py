@@ -25,10 +25,11 @@ from utils.data.records import AnyPair
 from utils.model import answer_scoring, processes, reading, scoring
 from utils.model.answer_scoring import AnswerPair
 from utils.model.batching import CPU_TOKENS_PER_PASS
+from utils.model.bulk import generate_rows
 from utils.model.chat_format import ChatFormat, PromptTokens
 from utils.model.checkpoints import ModelChoice, choice_of
 from utils.model.fingerprint import fingerprint_of
-from utils.model.generation import Decoding, GenerationRow, generate_rows, generate_without_cache
+from utils.model.generation import Decoding, GenerationRow, generate_without_cache
 from utils.model.loading import load_checkpoint, load_weights_over, pick_device, pick_dtype
 from utils.model.pairs import encode_pair
 from utils.model.quantizing import Quantized, check_quantizer, quantize_model
@@ -338,28 +339,24 @@ class LlamaWrapper:
             max_new_tokens: Longest answer, in tokens.
             temperature: 0 for the most likely token, else sampling from each row's own seed.
             use_cache: False runs the whole sequence for every token, one row at a time: the reference.
-            batch_size: Rows in one batch; None for as many as fit.
-            skip: Rows that are not needed; they do not change how the others are batched.
+            batch_size: Rows at once; None for as many as fit. Where one ends, one that waits takes its place.
+            skip: Rows that are not needed. What else is in the batch changes an answer by rounding at most.
 
         Yields:
-            Index into `rows` and its answer.
+            Index into `rows` and its answer, as they end.
         """
         self.runtime.check_lengths([len(row.prompt) for row in rows], max_new_tokens)
         check_range([row.steering for row in rows], self.dtype)
         decoding = Decoding(max_new_tokens, self.end_ids, self.runtime.pad_id, temperature)
 
-        def generate_batch(batch: list[int]) -> list[list[int]]:
-            done = dict(generate_rows(self.model, self.layers, [rows[i] for i in batch], decoding))
-            return [done[place] for place in range(len(batch))]
+        def generate_some(items: list[int], at_once: int) -> Iterator[tuple[int, list[int]]]:
+            return generate_rows(self.model, self.layers, [rows[i] for i in items], decoding, at_once)
 
         cached = [i for i, row in enumerate(rows) if use_cache and self._may_share_a_cache(row, max_new_tokens)]
         cost = self._generation_cost()
         widths = [cost * (len(rows[i].prompt) + max_new_tokens) for i in cached]
-        batches = self.runtime.batcher.run(cached, widths, generate_batch, batch_size, skip, keep_order=True)
-        for batch, answers in batches:
-            for index, tokens in zip(batch, answers, strict=True):
-                if index not in skip:
-                    yield index, self._generation(rows[index], tokens)
+        for index, tokens in self.runtime.batcher.run_flowing(cached, widths, generate_some, batch_size, skip):
+            yield index, self._generation(rows[index], tokens)
         uncached = sorted(set(range(len(rows))) - set(cached))
         if use_cache and uncached:
             log.warning(
