@@ -164,19 +164,16 @@ def test_a_row_ends_at_its_end_token_and_the_others_go_on(use_cache: bool) -> No
     assert len({len(answer.token_ids) for answer in ended.values()}) > 1
 
 
-def ending_at_many_lengths(wrapper: LlamaWrapper, rows: Sequence[GenerationRow], n_new: int) -> None:
-    """Make the token that comes in most answers, but not in all, their end."""
-    free = dict(wrapper.generate(rows, n_new))
-    holders = Counter(token for answer in free.values() for token in set(answer.token_ids[1:]))
-    end_at(wrapper, next(token for token, count in holders.most_common() if count < len(rows)))
+def ending_at_many_lengths(wrapper: LlamaWrapper) -> None:
+    """Make every fifth token of the vocabulary an end: answers of random models are then of all lengths."""
+    wrapper.model.generation_config.eos_token_id = list(range(0, len(wrapper.tokenizer), 5))
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])
 def test_rows_that_enter_in_the_place_of_others_answer_what_they_answer_alone(architecture: str) -> None:
     wrapper = build_wrapper(architecture)
-    rows = rows_of(wrapper)
-    ending_at_many_lengths(wrapper, rows, 9)
-    rows = [replace(row, seed=seed, temperature=seed % 2) for seed, row in enumerate(rows)]  # every other one sampled
+    rows = [replace(row, seed=seed, temperature=seed % 2) for seed, row in enumerate(rows_of(wrapper))]  # half sampled
+    ending_at_many_lengths(wrapper)
     alone = dict(wrapper.generate(rows, 9, batch_size=1))
     sizes: list[int] = []
     handle = decoder_blocks(wrapper.model)[0].register_forward_hook(
@@ -188,22 +185,21 @@ def test_rows_that_enter_in_the_place_of_others_answer_what_they_answer_alone(ar
     assert len({len(answer.token_ids) for answer in alone.values()}) > 2
     assert max(sizes) == 4
     n_rises = sum(later > earlier for earlier, later in pairwise(sizes))
-    assert n_rises >= (1 if architecture == "gemma2" else 3)  # its windows take new rows when the batch is empty
+    assert n_rises >= (1 if architecture == "gemma2" else 2)  # its windows take new rows when the batch is empty
 
 
 def test_rows_enter_soon_enough_that_few_places_stand_empty() -> None:
     wrapper = build_wrapper()
-    rows = rows_of(wrapper) * 4
-    ending_at_many_lengths(wrapper, rows, 16)
+    rows = [replace(row, seed=seed, temperature=2.0) for seed, row in enumerate(rows_of(wrapper) * 4)]
+    ending_at_many_lengths(wrapper)
     n_steps = [0]
     handle = decoder_blocks(wrapper.model)[0].register_forward_hook(
         lambda _, __, output: n_steps.__setitem__(0, n_steps[0] + (output.shape[1] == 1))
     )
-    n_tokens = sum(len(answer.token_ids) for _, answer in wrapper.generate(rows, 16, batch_size=8))
+    lengths = {index: len(answer.token_ids) for index, answer in wrapper.generate(rows, 12, batch_size=8)}
     handle.remove()
-    batches = [rows[start : start + 8] for start in range(0, len(rows), 8)]
-    apart = sum(max(len(a.token_ids) for _, a in wrapper.generate(batch, 16)) for batch in batches)
-    assert n_tokens / 8 <= n_steps[0] < 0.85 * apart
+    apart = sum(max(lengths[row] for row in range(start, start + 8)) for start in range(0, len(rows), 8))
+    assert sum(lengths.values()) / 8 - 8 <= n_steps[0] < 0.85 * apart
 
 
 def test_what_all_rows_share_runs_once_however_many_batches_they_make() -> None:
@@ -223,7 +219,7 @@ def test_running_out_of_memory_goes_on_with_half_as_many_rows_and_loses_no_answe
 ) -> None:
     wrapper = build_wrapper()
     rows = rows_of(wrapper)
-    ending_at_many_lengths(wrapper, rows, 8)
+    ending_at_many_lengths(wrapper)
     expected = dict(wrapper.generate(rows, 8))
     block = decoder_blocks(wrapper.model)[1]
     forward, n_passes = block.forward, [0]
