@@ -89,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
     from llama_wrapper import LlamaWrapper
 
     model = LlamaWrapper.load(choice, args.device, args.dtype, over_all_devices=args.device_map == "auto")
+    shelf.model = model
     if args.web:
         from utils.chat.web import serve_page
 
