@@ -194,9 +194,9 @@ class SteeringSettings:
         if self.layer < 0:
             raise UserError(f"layer {self.layer} is negative; layers are counted from 0")
         numbers = {name: value for name, value in values.items() if isinstance(value, float)}
-        if not all(map(math.isfinite, numbers.values())):
-            named = " or ".join(f"{name} {value}" for name, value in numbers.items())
-            raise UserError(f"{named} is not a finite number")
+        for name, value in numbers.items():
+            if not math.isfinite(value):
+                raise UserError(f"{name} {value} is not a finite number")
 
     @property
     def result_name(self) -> str:

@@ -39,7 +39,7 @@ def halving(wrapper: LlamaWrapper, prompts: list[PromptTokens]) -> tuple[Conditi
 def test_a_prompt_s_score_is_the_signed_cosine_of_its_mean_without_the_first_token() -> None:
     wrapper = build_wrapper("gpt2")
     prompt = wrapper.chat_format.encode(QUESTIONS[0], "an answer that has no part in it")
-    torch.testing.assert_close(prompt_means(wrapper, prompt, [0, 3])[1], mean_by_hand(wrapper, prompt, 3))
+    torch.testing.assert_close(prompt_means(wrapper, prompt, [0, 2])[1], mean_by_hand(wrapper, prompt, 2))
     up = Condition(0, torch.tensor([1.0, 0.0]), 0.0)
     assert up.score(torch.tensor([-3.0, 4.0])) == pytest.approx(-0.6)
     assert not up.is_open(torch.tensor([-3.0, 4.0])) and up.is_open(torch.tensor([3.0, 4.0]))

@@ -123,9 +123,9 @@ def test_a_closed_gate_gives_the_unsteered_numbers(
         (["--beside", "refusal"], "write BEHAVIOR@LAYER or BEHAVIOR@LAYERxWEIGHT"),
         (["--beside", "refusal@9"], "--beside refusal@9: "),
         (["--beside", "refusl@2"], "did you mean refusal?"),
-        (["--condition_vector", "x.pt"], "--condition_vector needs --condition"),
+        (["--condition_vector", "{root}/gate.json"], "--condition_vector needs --condition"),
         (["--condition", "{root}/gate.json", "--steer_positions", "all"], "leave out --steer_positions"),
-        (["--condition", "{root}/nothing.json"], "nothing.json"),
+        (["--condition", "{root}/nothing.json"], "nothing.json: there is no such file"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_a_line(

@@ -127,7 +127,7 @@ class Shelf:
         then = normalize_command(self.paths, [], self.choice)
         raise UserError(f"{behavior} has no vectors of {self.choice.label}; run: {make}, then: {then}")
 
-    def ask(self, source: str, layer: int | None = None, multiplier: float | None = None) -> Ask:
+    def ask(self, source: str, layer: int | None = None, multiplier: float | None = None, operator: str = "add") -> Ask:
         """A steering with what is left out at its default.
 
         Raises:
@@ -139,13 +139,13 @@ class Shelf:
                 raise UserError(f"{source} does not say its layer; name one with --layer or /layer")
             at = layer if layer is not None else named.layer  # type: ignore[union-attr]
             check_layers([at], self.n_layers, self.choice.label, "layer")
-            return Ask(source, at, 1.0 if multiplier is None else multiplier)
+            return Ask(source, at, 1.0 if multiplier is None else multiplier, operator)
         entry = self.entry(source)
         at = entry.default_layer(self.n_layers) if layer is None else layer
         check_layers([at], self.n_layers, self.choice.label, "layer")
         if at not in entry.layers:
             raise UserError(f"{source} has vectors of layers {layer_ranges(entry.layers)}, not of layer {at}")
-        return Ask(source, at, entry.default_multiplier(at) if multiplier is None else multiplier)
+        return Ask(source, at, entry.default_multiplier(at) if multiplier is None else multiplier, operator)
 
     def steering(self, ask: Ask) -> Steering:
         """

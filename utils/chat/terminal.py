@@ -225,8 +225,8 @@ class Terminal:
             first.source,
             first.layer if layer is None else layer,
             first.multiplier if multiplier is None else multiplier,
+            operator or first.operator,
         )
-        ask = replace(ask, operator=operator or first.operator)
         self.shelf.steering(ask)
         self._set(asks=(ask, *others))
 

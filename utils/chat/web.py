@@ -149,7 +149,9 @@ def answer_events(model: "LlamaWrapper", shelf: Shelf, body: ReplyBody) -> Itera
     """An answer as the page reads it: its columns, tokens and ends, what was measured; or an error."""
     knobs = body.knobs
     try:
-        steerings = tuple(shelf.steering(shelf.ask(ask.source, ask.layer, ask.multiplier)) for ask in knobs.asks)
+        steerings = tuple(
+            shelf.steering(shelf.ask(ask.source, ask.layer, ask.multiplier, ask.operator)) for ask in knobs.asks
+        )
         columns, titles = columns_of(steerings, strip=body.strip)
         probe = Probe(steerings[0].layer, steerings[0].vector) if steerings else None
         yield {"columns": titles}

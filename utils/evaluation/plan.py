@@ -234,6 +234,9 @@ def _check_operator(request: SweepRequest) -> None:
         raise UserError(
             "--condition is judged by the prompt before the first steered token: leave out --steer_positions"
         )
+    for flag, path in (("--condition", request.condition), ("--condition_vector", request.condition_vector)):
+        if path is not None and not path.is_file():
+            raise UserError(f"{flag} {path}: there is no such file")
     if request.condition is None and request.condition_vector is not None:
         raise UserError("--condition_vector needs --condition: the pairs of prompts that its threshold is found on")
 
