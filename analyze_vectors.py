@@ -87,8 +87,8 @@ def build_parser() -> argparse.ArgumentParser:
     inside.add_argument(
         "--decode",
         action="store_true",
-        help="the tokens that each vector promotes most and least, layer by layer, by itself (logit lens) and by what it "
-        "does to the last layer (J-lens); and up to which strength that is linear",
+        help="the tokens that each vector promotes most and least, layer by layer, by itself (logit lens) and by what "
+        "it does to the last layer (J-lens); and up to which strength that is linear",
     )
     inside.add_argument(
         "--n_texts",

@@ -101,8 +101,8 @@ def stability_table(title: str, found: Mapping[int, Stability]) -> Table:
     ]
     notes = (
         title,
-        "halves: cosine of the vectors of two random halves of the pairs, mean and 95% of halvings; null: the same with "
-        "each pair's sign drawn at random; bootstrap: cosine of the vector of resampled pairs with the vector",
+        "halves: cosine of the vectors of two random halves of the pairs, mean and 95% of halvings; null: the same "
+        "with each pair's sign drawn at random; bootstrap: cosine of the vector of resampled pairs with the vector",
         "reliability: expected cosine with a vector of as many new pairs; with_truth: with that of all possible pairs; "
         f"intervals: 95% jackknife over pairs; enough_pairs: where with_truth is expected to reach {ENOUGH}",
     )
@@ -198,8 +198,8 @@ def similarity_table(title: str, found: Mapping[int, Mapping[PairKey, PairSimila
     )  # fmt: skip
     notes = (
         title,
-        "cosine: of the vectors; without_noise: of what all possible pairs would give (nan: a behavior's pairs agree on "
-        "no direction); intervals: 95% jackknife over the pairs of both; null: 97.5% of the cosine's size with the signs "
-        "of all pairs drawn at random",
+        "cosine: of the vectors; without_noise: of what all possible pairs would give (nan: a behavior's pairs agree "
+        "on no direction); intervals: 95% jackknife over the pairs of both; null: 97.5% of the cosine's size with the "
+        "signs of all pairs drawn at random",
     )
     return Table(columns, rows, notes)

@@ -1,7 +1,8 @@
 """What the scripts in research/, and analyze_vectors.py, have found out, as sections of the report page.
 
-A result that is to be on the page says so itself: `utils.figures.entries.report_entry` in its JSON names the model, the behavior, and the
-figures that lie beside it. They are shown as they were saved, with the numbers of their text.
+A result that is to be on the page says so itself: the entry in its JSON (`utils.figures.entries.report_entry`) names
+the model, the behavior, and the figures that lie beside it. They are shown as they were saved, with the numbers of
+their text.
 """
 
 import base64

@@ -298,7 +298,7 @@ def trace_lines(trace: Trace) -> list[str]:
         f"cosine with the vector {interval_text(trace.cosine.plus[last])} (random {_range(random_cosine)})",
         f"  odd share {interval_text(trace.odd[0][last])} (random {_range(trace.odd[1][last])}); cosine with a small "
         f"step's change {interval_text(trace.linear[last])}",
-        f"  KL per token {interval_text(kl_plus)} at +, {interval_text(kl_minus)} at - (random {_range(kl_random)}) nats",
+        f"  KL per token {interval_text(kl_plus)} at +, {interval_text(kl_minus)} at - (random {_range(kl_random)})",
         f"  raised: {_tokens(trace.logits.raised)}; by the random vector: {_tokens(trace.logits_random.raised)}",
     ]
 
