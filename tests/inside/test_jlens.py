@@ -81,14 +81,17 @@ def test_packed_and_plain_lenses_agree(lens: JLens) -> None:
 
 
 def test_the_linear_range_ends_before_the_first_strength_that_is_not_linear() -> None:
-    cosines = torch.tensor([[0.999, 0.995, 0.98, 0.999, 0.9, 0.9], [0.9] * 6, [1.0] * 6], dtype=torch.float64)
+    n = len(LINEAR_STRENGTHS)
+    rows = [[0.999, 0.995, 0.98, *[0.999] * (n - 3)], [0.9] * n, [1.0] * n]
+    cosines = torch.tensor([rows, [[0.9] * n] * 3], dtype=torch.float64)
     found = FirstOrder(torch.zeros(3, 1, 2), cosines)
     assert found.linear_up_to == [LINEAR_STRENGTHS[1], None, LINEAR_STRENGTHS[-1]]
+    assert found.linear_up_to_by_token == [None, None, None]
 
 
 def test_on_a_random_model_the_change_leaves_the_first_order_one_as_the_strength_grows(lens: JLens) -> None:
-    cosines = lens.first_order([LayerVector(0, random_vector(9))]).linear_cosines[0]
-    assert cosines[0] > cosines[2] > cosines[-1]
+    of_mean, of_tokens = lens.first_order([LayerVector(0, random_vector(9))]).linear_cosines[:, 0]
+    assert of_tokens[0] > 0.99 and of_tokens[0] > of_tokens[3] > of_tokens[-1] and of_mean[0] > of_mean[-1]
 
 
 def test_random_vectors_are_the_same_for_a_seed_and_differ_between_layers() -> None:

@@ -20,7 +20,7 @@ from utils.evaluation.resampling import drawn_counts
 from utils.evaluation.words import behavior_label
 from utils.figures.entries import ENTRY, report_entry
 from utils.figures.requests import product_suffix
-from utils.figures.style import figure_style, save_figure
+from utils.figures.style import figure_style, log_written, save_figure
 from utils.files.reading import sha256_of
 from utils.files.tables import Table, with_suffix
 from utils.files.writing import write_json
@@ -75,7 +75,7 @@ class SharedLens:
             found = self.of(model).first_order([one for of_layer in vectors for one in of_layer])
             for place, (layer, of_layer) in enumerate(zip(lacking, vectors, strict=True)):
                 rows = slice(place * N_RANDOM, (place + 1) * N_RANDOM)
-                part = FirstOrder(found.effects[rows], found.linear_cosines[rows])
+                part = FirstOrder(found.effects[rows], found.linear_cosines[:, rows])
                 self._random[layer] = part, [one.vector for one in of_layer]
         return {layer: self._random[layer] for layer in layers}
 
@@ -155,7 +155,8 @@ def _decode(job: _Job, model: "LlamaWrapper") -> list[Path]:
             job.notes[0],
             f"J-lens: of the first-order effect on the last layer, mean over {n_texts} texts",
         )
-        return [*save_figure(tokens, job.stem, _tokens_table(decoded, through, of_random, job.notes)), *paths, result]
+        log_written([*paths, result])
+        return save_figure(tokens, job.stem, _tokens_table(decoded, through, of_random, job.notes))
 
 
 def _tokens_table(
@@ -199,6 +200,7 @@ def first_order_rows(
                 cosine=cosine,
                 agreement=agreement(found.effects[place], root),
                 linear_up_to=strength,
+                linear_up_to_by_token=found.linear_up_to_by_token[place],
                 multiplier=None if strength is None else strength * lens.norms[layer] / float(vector.double().norm()),
                 largest_logits=tuple(float(one.top_logits[place].max()) for one in decodings),
                 random=tuple(randoms),

@@ -40,7 +40,9 @@ class FirstOrderRow:
     agreement: float
     """Mean cosine of two texts' J v."""
     linear_up_to: float | None
-    """The largest strength (added norm as a share of the residual norm) that is still linear."""
+    """The largest strength (added norm as a share of the residual norm) at which the mean change is still linear."""
+    linear_up_to_by_token: float | None
+    """The same for the changes of all tokens."""
     multiplier: float | None
     """Of the vector, at that strength."""
     largest_logits: tuple[float, ...]
@@ -57,6 +59,7 @@ class FirstOrderRow:
             "agreement_between_texts": _number(self.agreement),
             "linear_up_to_strength": self.linear_up_to,
             "linear_up_to_multiplier": self.multiplier,
+            "linear_up_to_strength_by_token": self.linear_up_to_by_token,
             "largest_logit": logits,
             "random": [vars(one) for one in self.random],
             "random_agreement_between_texts": _number(self.random_agreement),
@@ -88,9 +91,12 @@ def draw_first_order(rows: Sequence[FirstOrderRow], title: str, n_texts: int) ->
         draw_line(ax, layers, of_random, "random vectors (range)", _RANDOM)
         draw_line(ax, layers, of_own, "vector (95% over texts)", _OWN)
         ax.set_ylabel(label)
-    gain.set_yscale("log")
-    gain.yaxis.set_major_formatter("{x:g}")
-    gain.yaxis.set_minor_formatter("")
+    if max(row.gain.value for row in rows) > 10 * min(row.gain.value for row in rows):
+        gain.set_yscale("log")
+        gain.yaxis.set_major_formatter("{x:g}")
+        gain.yaxis.set_minor_formatter("")
+    else:
+        gain.set_ylim(bottom=0)
     _steps(linear, layers, [[r.linear_up_to for r in row.random] for row in rows], _RANDOM)
     _steps(linear, layers, [[row.linear_up_to] for row in rows], _OWN)
     linear.set_ylabel("linear up to\n(share of the residual norm)")
@@ -114,7 +120,9 @@ def draw_first_order(rows: Sequence[FirstOrderRow], title: str, n_texts: int) ->
     for ax in axes.flat:
         layer_axis(ax, layers)
         ax.set_xlabel("layer")
-    set_title(figure, title, f"J v: mean over {n_texts} texts; linear: cosine with the first-order change 0.99 or more")
+    set_title(
+        figure, title, f"J v: mean over {n_texts} texts; linear: the mean change's cosine with it is 0.99 or more"
+    )
     return figure
 
 
@@ -144,6 +152,7 @@ def first_order_table(rows: Sequence[FirstOrderRow], notes: tuple[str, ...]) -> 
         "random_agreement",
         "linear_up_to_strength",
         "linear_up_to_multiplier",
+        "linear_up_to_strength_by_token",
         "random_linear_up_to_strength",
         "logit_lens_top",
         "jlens_top",
@@ -158,6 +167,7 @@ def first_order_table(rows: Sequence[FirstOrderRow], notes: tuple[str, ...]) -> 
             row.random_agreement,
             NO_RANGE if row.linear_up_to is None else row.linear_up_to,
             NO_RANGE if row.multiplier is None else row.multiplier,
+            NO_RANGE if row.linear_up_to_by_token is None else row.linear_up_to_by_token,
             ", ".join(NO_RANGE if r.linear_up_to is None else f"{r.linear_up_to:g}" for r in row.random),
             *row.largest_logits,
         )
@@ -166,7 +176,8 @@ def first_order_table(rows: Sequence[FirstOrderRow], notes: tuple[str, ...]) -> 
     explained = (
         "gain: |J v| / |v|; cosine: of J v with v; intervals: 95% bootstrap over texts; agreement: mean cosine of two "
         "texts' J v; random: random vectors of the layer",
-        "linear_up_to: the largest step up to which the last layer's change has a cosine of 0.99 with the first-order "
-        "one, both signs, as a strength (added norm / residual norm) and as a multiplier of the vector",
+        "linear_up_to: the largest step up to which the last layer's mean change has a cosine of 0.99 with the "
+        "first-order one, both signs, as a strength (added norm / residual norm) and as a multiplier of the vector; "
+        "by_token: the same of the changes of all tokens as one vector",
     )
     return Table(columns, cells, (*notes, *explained))

@@ -30,7 +30,7 @@ STEP = 0.003
 """Of the residual norm. A smaller one drowns in rounding: norms are computed in float32 whatever the model's dtype."""
 STEP_IN_ROUNDING = 30
 """The step is at least so many times the dtype's resolution."""
-LINEAR_STRENGTHS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75)
+LINEAR_STRENGTHS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 """At which the change is compared with the first-order one."""
 
 
@@ -50,8 +50,8 @@ class FirstOrder:
     effects: Tensor
     """J v on each text, [n_vectors, n_texts, d_model] float64."""
     linear_cosines: Tensor
-    """Of the change at each of LINEAR_STRENGTHS with the first-order one, the smaller of both signs,
-    [n_vectors, n_strengths] float64."""
+    """Of the change at each of LINEAR_STRENGTHS with the first-order one, the smaller of both signs; of the mean over
+    tokens, and over all tokens as one vector, [2, n_vectors, n_strengths] float64."""
 
     @property
     def mean(self) -> Tensor:
@@ -60,12 +60,21 @@ class FirstOrder:
 
     @property
     def linear_up_to(self) -> list[float | None]:
-        """The largest strength up to which every change points along the first-order one; None where none does."""
-        found: list[float | None] = []
-        for cosines in self.linear_cosines.tolist():
-            n_linear = next((i for i, cosine in enumerate(cosines) if not cosine >= LINEAR_COSINE), len(cosines))
-            found.append(LINEAR_STRENGTHS[n_linear - 1] if n_linear else None)
-        return found
+        """The largest strength up to which the mean change points along the first-order one; None where none does."""
+        return _linear_up_to(self.linear_cosines[0])
+
+    @property
+    def linear_up_to_by_token(self) -> list[float | None]:
+        """The same for the changes of all tokens as one vector, which is stricter."""
+        return _linear_up_to(self.linear_cosines[1])
+
+
+def _linear_up_to(cosines: Tensor) -> list[float | None]:
+    found: list[float | None] = []
+    for row in cosines.tolist():
+        n_linear = next((i for i, cosine in enumerate(row) if not cosine >= LINEAR_COSINE), len(row))
+        found.append(LINEAR_STRENGTHS[n_linear - 1] if n_linear else None)
+    return found
 
 
 class JLens:
@@ -134,22 +143,25 @@ class JLens:
         return found
 
     def _linear_cosines(self, text: AnswerTokens, units: Sequence[Steering], slopes: Tensor, plainly: bool) -> Tensor:
-        """Over all tokens of a text together."""
+        """On one text; see `FirstOrder.linear_cosines`."""
         signs = (1.0, -1.0)
         steerings = [
             replace(one, multiplier=sign * strength) for one in units for strength in LINEAR_STRENGTHS for sign in signs
         ]
         per_vector = len(LINEAR_STRENGTHS) * len(signs)
-        found = torch.empty(len(steerings), dtype=torch.float64)
+        found = torch.empty(2, len(steerings), dtype=torch.float64)
 
         def compare(layer: int, base: Tensor, steered: Tensor, which: Sequence[int]) -> None:  # noqa: ARG001
             for row, hidden in zip(which, steered, strict=True):
-                change = (hidden.float() - base.float()).flatten()
-                expected = slopes[row // per_vector].flatten().to(change) * steerings[row].multiplier
-                found[row] = float(torch.nn.functional.cosine_similarity(change, expected, dim=0))
+                change = hidden.float() - base.float()
+                expected = slopes[row // per_vector].to(change) * steerings[row].multiplier
+                for place, pair in enumerate(
+                    ((change.mean(0), expected.mean(0)), (change.flatten(), expected.flatten()))
+                ):
+                    found[place, row] = float(torch.nn.functional.cosine_similarity(*pair, dim=0))
 
         follow(self.model, text, steerings, compare, [self.model.n_layers - 1], plainly=plainly)
-        return found.view(len(units), len(LINEAR_STRENGTHS), len(signs)).amin(dim=-1)
+        return found.view(2, len(units), len(LINEAR_STRENGTHS), len(signs)).amin(dim=-1)
 
 
 def random_vectors(layers: Sequence[int], d_model: int, n: int, seed: int) -> list[LayerVector]:

@@ -149,11 +149,14 @@ def _draw_behaviors(trace: Trace, title: str) -> Figure:
     """Cosines with each behavior's own vector over the layers, of the vector's change and of random ones'."""
     names = list(trace.behaviors)
     found = np.array([[one.value for one in trace.behaviors[name].plus] for name in names])
-    random = np.array([[one.mean for one in trace.behaviors[name].random] for name in names])
+    random = np.array([[_largest(one) for one in trace.behaviors[name].random] for name in names])
     beyond = np.array([[_is_beyond(trace.behaviors[name], i) for i in range(len(trace.layers))] for name in names])
     figure, axes = new_figure(PAGE_WIDTH, 1.3 + 0.2 * len(names), ncols=2, sharey=True)
     image: Any = None
-    for ax, values, heading in ((axes[0], found, "this vector"), (axes[1], random, "random vectors (mean)")):
+    for ax, values, heading in (
+        (axes[0], found, "this vector"),
+        (axes[1], random, "random vectors (the largest of each)"),
+    ):
         image = ax.imshow(
             np.ma.masked_invalid(values), cmap="RdBu", vmin=-1, vmax=1, aspect="auto", interpolation="nearest"
         )
@@ -175,6 +178,11 @@ def _draw_behaviors(trace: Trace, title: str) -> Figure:
         "dots: the 95% interval over texts lies outside the range of the random vectors",
     )
     return figure
+
+
+def _largest(spread: Spread) -> float:
+    """The number that is furthest from 0."""
+    return spread.high if abs(spread.high) > abs(spread.low) else spread.low
 
 
 def _is_beyond(measured: Measured, place: int) -> bool:
