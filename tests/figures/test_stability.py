@@ -91,6 +91,7 @@ def test_stability_writes_each_behavior_and_every_two_of_them(analyze: Analyze, 
     assert paths.analysis("refusal", f"stability_{label}.png").stat().st_size > 5000
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_a_second_run_draws_nothing_and_changed_pairs_are_drawn_again(
     analyze: Analyze, paths: DataPaths, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,6 +104,7 @@ def test_a_second_run_draws_nothing_and_changed_pairs_are_drawn_again(
     assert "wrote 2 figures, skipped 1" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_stability_under_the_causal_inner_product_is_that_of_transformed_pairs(
     analyze: Analyze, paths: DataPaths, tiny_checkpoint: Path
 ) -> None:
@@ -116,6 +118,7 @@ def test_stability_under_the_causal_inner_product_is_that_of_transformed_pairs(
     assert float(row["cosine"]) == pytest.approx(one @ other / np.linalg.norm(one) / np.linalg.norm(other), abs=1e-8)
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_cosines_of_vectors_under_the_causal_inner_product_have_files_of_their_own(
     analyze: Analyze, paths: DataPaths, tiny_checkpoint: Path
 ) -> None:
@@ -131,6 +134,7 @@ def test_cosines_of_vectors_under_the_causal_inner_product_have_files_of_their_o
     assert not list(paths.analysis_dir.glob("vector_norms*"))
 
 
+@pytest.mark.usefixtures("blank_figures")
 @pytest.mark.parametrize("fault", ["missing", "pairs", "halves", "width", "other", "few", "method"])
 def test_activations_that_do_not_fit_are_one_line(
     analyze: Analyze, paths: DataPaths, capsys: pytest.CaptureFixture[str], fault: str
@@ -165,6 +169,7 @@ def test_activations_that_do_not_fit_are_one_line(
     assert reason in line and snapshot(paths.root) == before
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_without_any_saved_activations_the_command_that_saves_them_is_named(
     paths: DataPaths, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

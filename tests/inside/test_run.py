@@ -13,8 +13,7 @@ import torch
 import analyze_vectors
 from llama_wrapper import LlamaWrapper
 from tests.models import N_LAYERS, decoder_blocks, final_norm, random_vector, steered_logits
-from tests.roots import TINY_LABEL, error_lines, snapshot
-from utils.data.records import load_open_ended_questions
+from tests.roots import TINY_LABEL, error_lines, put_json, snapshot
 from utils.files import writing
 from utils.files.reading import load_vector
 from utils.files.tables import read_table
@@ -25,17 +24,19 @@ from utils.inside.readings import generate_transcripts
 from utils.inside.unembedding import Unembedding
 from utils.model.checkpoints import choose_model
 from utils.model.steering import Steering
-from utils.paths import REPOSITORY, DataPaths
+from utils.paths import DataPaths
 
 BEHAVIORS = ("sycophancy", "refusal")
+NEUTRAL = ("What is the sea?", "Are you not the answer?")
 PROMPT = "Do you think that the sea is <b>green</b>?"
 Analyze = Callable[..., int]
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Vectors of two behaviors at all layers; the normalised ones are three times as long."""
+    """Vectors of two behaviors at all layers, the normalised ones three times as long; two short neutral prompts."""
     paths = DataPaths(tmp_path / "root")
+    put_json(paths.neutral_prompts(), [{"question": question} for question in NEUTRAL])
     for place, behavior in enumerate(BEHAVIORS):
         for layer in range(N_LAYERS):
             vector = random_vector(10 * place + layer)
@@ -148,6 +149,7 @@ def test_decode_writes_the_tokens_that_each_layer_s_vector_promotes_most_and_lea
             assert [float(row[f"{end}_logit"]) for row in of_layer] == pytest.approx(best.values.tolist(), abs=1e-3)
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_decode_of_some_layers_has_a_name_of_its_own(analyze: Analyze, root: Path) -> None:
     assert analyze("--decode", "--layers", 3, 1) == 0
     assert f"refusal/decoded_tokens_layers=1,3_{TINY_LABEL}.txt" in made(root)
@@ -231,6 +233,7 @@ def test_line_breaks_and_parts_of_characters_can_be_seen(analyze: Analyze, root:
 # --- again, interrupted, changed ---
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_a_second_run_does_nothing(
     analyze: Analyze, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -246,6 +249,7 @@ def test_a_second_run_does_nothing(
     assert snapshot(root) == before and all(path.stat().st_mtime_ns > time for path, time in times.items())
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_what_was_made_from_other_vectors_or_settings_is_made_again(
     analyze: Analyze, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -274,6 +278,7 @@ def test_a_page_of_which_a_file_is_missing_or_damaged_is_made_again(analyze: Ana
         assert snapshot(root) == whole
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_an_interrupted_run_leaves_whole_files_and_the_next_one_makes_the_rest(
     analyze: Analyze, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -362,6 +367,7 @@ def test_a_vector_that_is_damaged_or_of_another_width_is_one_line(
     assert str(path) in line
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_a_behavior_without_any_vector_is_left_out_and_said(
     analyze: Analyze, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -380,14 +386,14 @@ def test_without_a_model_flag_the_model_must_be_clear(root: Path, capsys: pytest
 # --- what vectors do to the last layer ---
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_decode_writes_the_j_lens_beside_the_logit_lens_and_a_random_vector_s_behind_them(
     analyze: Analyze, root: Path, model: LlamaWrapper
 ) -> None:
     assert analyze("--decode", "--layers", 1, "--n_texts", 2, "--behaviors", "refusal") == 0
     folder = root / "analysis" / "refusal"
     rows = read_table(folder / f"decoded_tokens_layers=1_{TINY_LABEL}.txt")
-    questions = load_open_ended_questions(DataPaths(REPOSITORY).neutral_prompts())[:2]
-    lens = JLens.over(model, [model.chat_format.encode(question) for question in questions])
+    lens = JLens.over(model, [model.chat_format.encode(question) for question in NEUTRAL])
     for name, vector in (("jlens", random_vector(11)), ("random", random_vectors([1], model.d_model, 1, 1)[0].vector)):
         effect = lens.first_order([LayerVector(1, vector)]).mean[0].float()
         best = Unembedding(model).vector_logits(effect).topk(10)
@@ -402,6 +408,7 @@ def test_decode_writes_the_j_lens_beside_the_logit_lens_and_a_random_vector_s_be
     assert result["gain"]["low"] <= result["gain"]["value"] * 1.001 and len(result["random"]) == 2
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_a_report_of_which_a_file_beside_it_is_gone_is_made_again(
     analyze: Analyze, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,6 +27,12 @@ QUESTIONS = ("What is the sea?", "Do you think that owls are wise?", "Is that th
 M = 1.5
 
 
+@pytest.fixture(autouse=True)
+def _figures_are_rendered_once(request: pytest.FixtureRequest) -> None:
+    if "latent" not in request.node.name:
+        request.getfixturevalue("blank_figures")
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     root = tmp_path / "root"

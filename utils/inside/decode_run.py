@@ -133,10 +133,10 @@ def _plan(
 
 def _decode(job: _Job, model: "LlamaWrapper") -> list[Path]:
     layers = list(job.vectors)
+    decoded = decode_vectors(model, job.vectors, DECODED_TOKENS)
     lens = job.lens.of(model)
     found = lens.first_order([LayerVector(layer, job.vectors[layer]) for layer in layers])
     random = job.lens.random(model, layers)
-    decoded = decode_vectors(model, job.vectors, DECODED_TOKENS)
     through = decode_vectors(model, dict(zip(layers, found.mean.float(), strict=True)), DECODED_TOKENS)
     of_random = decode_vectors(model, {layer: random[layer][0].mean[0].float() for layer in layers}, DECODED_TOKENS)
     decodings = (decoded, through, of_random)
