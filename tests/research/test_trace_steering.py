@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from utils.model.downstream import changes
 from utils.model.side_effects import neutral_answers
 from utils.model.steering import Steering
 from utils.paths import DataPaths
+from utils.research.trace_result import _spreads
 from utils.saes.dictionary import SAE
 
 Trace = Callable[..., int]
@@ -223,3 +225,11 @@ def test_a_trace_of_other_settings_is_neither_kept_nor_replaced_unasked(
     assert trace("--n_texts", 2) == 2
     assert "was made with another n_texts; --overwrite makes it again" in capsys.readouterr().err
     assert snapshot(root) == before
+
+
+def test_the_limits_of_the_control_hold_another_random_vector_in_95_percent() -> None:
+    rng = np.random.default_rng(0)
+    drawn = rng.normal(0.3, 0.1, (4000, 6))  # 4000 times five random vectors, and a sixth
+    [*spreads] = _spreads(drawn[:, :5].T[..., None])
+    inside = [one.low <= sixth <= one.high for one, sixth in zip(spreads, drawn[:, 5], strict=True)]
+    assert 0.94 < np.mean(inside) < 0.96

@@ -185,12 +185,10 @@ def first_order_rows(
     for place, (layer, vector) in enumerate(vectors.items()):
         gain, cosine = _gain_and_cosine(found.effects[place], vector, seed, root)
         of_random, random_ones = random[layer]
+        both = [_gain_and_cosine(of_random.effects[i], each, seed, root) for i, each in enumerate(random_ones)]
         randoms = [
-            RandomRow(
-                *(one.value for one in _gain_and_cosine(of_random.effects[i], each, seed, root)),
-                of_random.linear_up_to[i],
-            )
-            for i, each in enumerate(random_ones)
+            RandomRow(one.value, other.value, linear)
+            for (one, other), linear in zip(both, of_random.linear_up_to, strict=True)
         ]
         strength = found.linear_up_to[place]
         rows.append(

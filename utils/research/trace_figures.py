@@ -36,7 +36,7 @@ _DRAWN_LATENTS = 12
 _EXPLAINED = (
     "texts: the unsteered model's own answers to neutral prompts, the same tokens with and without steering; "
     "steered and read from the end of the prompt on; intervals: 95% bootstrap over texts",
-    "random: vectors of the same norm, added at the same layer; mean, smallest and largest of their means over texts",
+    "random: vectors of the same norm, added at the same layer; their mean, and within what another one would be in 95%",
 )
 
 
@@ -70,7 +70,7 @@ def _draw_sizes(trace: Trace, title: str) -> Figure:
         (axes[0], trace.size, "|change| / |residual stream|"),
         (axes[1], trace.cosine, "cosine with what was added"),
     ):
-        _band(ax, trace.layers, measured.random, "random vectors (range)")
+        _band(ax, trace.layers, measured.random, "random vectors (95%)")
         for name in ("plus", "minus"):
             draw_line(ax, trace.layers, getattr(measured, name), labels[name], _STYLES[name])
         ax.set_ylabel(label)
@@ -149,13 +149,13 @@ def _draw_behaviors(trace: Trace, title: str) -> Figure:
     """Cosines with each behavior's own vector over the layers, of the vector's change and of random ones'."""
     names = list(trace.behaviors)
     found = np.array([[one.value for one in trace.behaviors[name].plus] for name in names])
-    random = np.array([[_largest(one) for one in trace.behaviors[name].random] for name in names])
+    random = np.array([[one.first for one in trace.behaviors[name].random] for name in names])
     beyond = np.array([[_is_beyond(trace.behaviors[name], i) for i in range(len(trace.layers))] for name in names])
     figure, axes = new_figure(PAGE_WIDTH, 1.3 + 0.2 * len(names), ncols=2, sharey=True)
     image: Any = None
     for ax, values, heading in (
         (axes[0], found, "this vector"),
-        (axes[1], random, "random vectors (the largest of each)"),
+        (axes[1], random, "a random vector"),
     ):
         image = ax.imshow(
             np.ma.masked_invalid(values), cmap="RdBu", vmin=-1, vmax=1, aspect="auto", interpolation="nearest"
@@ -175,18 +175,13 @@ def _draw_behaviors(trace: Trace, title: str) -> Figure:
     set_title(
         figure,
         f"{title}: cosine of the change with each behavior's own vector at the layer",
-        "dots: the 95% interval over texts lies outside the range of the random vectors",
+        "dots: the 95% interval over texts lies outside what a random vector of the same norm gives in 95%",
     )
     return figure
 
 
-def _largest(spread: Spread) -> float:
-    """The number that is furthest from 0."""
-    return spread.high if abs(spread.high) > abs(spread.low) else spread.low
-
-
 def _is_beyond(measured: Measured, place: int) -> bool:
-    """Whether the interval lies outside what random vectors of the same norm give."""
+    """Whether the interval lies outside what random vectors of the same norm give; never where there is one alone."""
     estimate, random = measured.plus[place], measured.random[place]
     return bool(estimate.low > random.high or estimate.high < random.low)
 
@@ -202,7 +197,7 @@ def behaviors_table(trace: Trace, title: str) -> Table:
         f"{title}: cosine of the change with each behavior's own vector at the layer",
         *_EXPLAINED,
         "minus: taken off instead of added, the cosine's sign turned back; beyond_random: the interval at plus lies "
-        "outside the random vectors' range",
+        "outside random_low to random_high",
     )
     return Table(("behavior", "layer", *_PARTS, "beyond_random"), rows, notes)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import stats
 
 from utils.data.estimates import Estimate
 from utils.evaluation.metrics import mean_estimates
@@ -35,7 +36,9 @@ class Spread:
     mean: float
     low: float
     high: float
-    """The smallest and the largest."""
+    """Within these another random vector is in 95% (t distribution); NaN for a single one."""
+    first: float
+    """Of the first of them."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,12 @@ def _estimates(rows: FloatArray, seed: int) -> tuple[Estimate, ...]:
 def _spreads(values: FloatArray) -> tuple[Spread, ...]:
     """Over random vectors, of [n_random, n, n_texts]."""
     means = values.mean(axis=-1)
-    return tuple(Spread(float(one.mean()), float(one.min()), float(one.max())) for one in means.T)
+    n = len(means)
+    centre, wide = means.mean(axis=0), np.full(means.shape[1], np.nan)
+    if n > 1:
+        wide = stats.t.ppf(0.975, n - 1) * means.std(axis=0, ddof=1) * np.sqrt(1 + 1 / n)
+    limits = zip(centre, centre - wide, centre + wide, means[0], strict=True)
+    return tuple(Spread(*(float(one) for one in numbers)) for numbers in limits)
 
 
 def _measured(values: FloatArray, seed: int) -> Measured:

@@ -32,7 +32,7 @@ def load_halves(
     make = generate_command(paths, [behavior], [layer], choice, activations=True, kind=kind)
     hint = f"run: {make}"
     again = f"make both again: {make} --overwrite"
-    files = [paths.activations(behavior, side, layer, choice.label, kind) for side in ("pos", "neg")]  # type: ignore[arg-type]
+    files = [paths.activations(behavior, side, layer, choice.label, kind) for side in ("pos", "neg")]
     positive, negative = (load_activations(path, hint) for path in files)
     if positive.shape != negative.shape:
         raise UserError(f"{files[0]} is {list(positive.shape)}, but {files[1].name} {list(negative.shape)}; {again}")

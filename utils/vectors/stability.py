@@ -87,7 +87,9 @@ def stability_of(differences: FloatArray, seed: int) -> Stability:
         null_halves=_band(_split_cosines(gram, n // 2, rng, signs)),
         bootstrap=_band(_bootstrap_cosines(gram, seed)),
         reliability=reliability,
-        with_truth=Estimate(*(math.sqrt(max(0.0, one)) for one in _values(reliability)), n, n),
+        with_truth=Estimate(
+            math.sqrt(reliability.value), math.sqrt(reliability.low), math.sqrt(reliability.high), n, n
+        ),
         enough=noise / signal * ENOUGH**2 / (1 - ENOUGH**2) if signal > 0 else math.inf,
         curve=tuple(curve),
     )
@@ -114,14 +116,10 @@ def reliability_estimate(gram: FloatArray) -> Estimate:
     value = float(log_odds(np.array(signal), np.array(noise)))
     left = log_odds(left_signal, left_noise)
     error = math.sqrt((n - 1) / n * float(((left - left.mean()) ** 2).sum()))
-    limits = (
+    low, high = (
         1 / (1 + math.exp(-min(700.0, max(-700.0, one)))) for one in (value - _NORMAL * error, value + _NORMAL * error)
     )
-    return Estimate(expected_cosine(signal, noise, n), *limits, n, n)
-
-
-def _values(estimate: Estimate) -> tuple[float, float, float]:
-    return estimate.value, estimate.low, estimate.high
+    return Estimate(expected_cosine(signal, noise, n), low, high, n, n)
 
 
 def _split_cosines(gram: FloatArray, m: int, rng: np.random.Generator, signs: FloatArray | None = None) -> FloatArray:
