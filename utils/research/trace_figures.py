@@ -36,7 +36,7 @@ _DRAWN_LATENTS = 12
 _EXPLAINED = (
     "texts: the unsteered model's own answers to neutral prompts, the same tokens with and without steering; "
     "steered and read from the end of the prompt on; intervals: 95% bootstrap over texts",
-    "random: vectors of the same norm, added at the same layer; their mean, and within what another one would be in 95%",
+    "random: vectors of the same norm, added at the same layer; their mean, and what holds another one in 95%",
 )
 
 
