@@ -24,7 +24,7 @@ from utils.inside.token_texts import escaped, visible_text
 _CELL_HEIGHT = 0.16  # inches, one line of small text
 _LEAST_HEIGHT = 2.6  # inches; the labels beside a table of few layers
 _CELL_CHARACTERS = 9  # fit a cell of a page-wide table of a dozen columns
-_NARROW_CELL_CHARACTERS = 8  # of fifteen
+_NARROW_CELL_CHARACTERS = 7  # of fifteen
 _BAR_CHARACTERS = 14
 
 
