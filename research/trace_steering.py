@@ -7,7 +7,7 @@ along every behavior's own vector there, which tokens it decodes to, how much of
 logits move, and which latents of an SAE change. Random vectors of the same norm run beside it.
 
 Reads:   normalized_vectors/<behavior>/vec_layer_<layer>_<model>...pt, datasets/neutral/prompts.json, --saes DIR...
-Writes:  analysis/research/trace/<behavior>/trace_layer=<layer>_<model>....json, and beside it, as .png, .pdf and .txt:
+Writes:  analysis/research/<behavior>/trace_layer=<layer>_<model>....json, and beside it, as .png, .pdf and .txt:
          ..._size, ..._behaviors, ..._tokens, ..._logits (.txt alone) and, with --saes, ..._latents_<SAE>
 Example: ./research/trace_steering.py --behaviors refusal --read answer --layers 16 --model_size 135m
 """

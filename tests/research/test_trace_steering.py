@@ -60,7 +60,7 @@ def model(tiny_checkpoint: Path) -> LlamaWrapper:
 
 
 def result(root: Path, layer: int = 1) -> Any:
-    path = DataPaths(root).research("trace", "refusal", f"trace_layer={layer}_{TINY_LABEL}.json")
+    path = DataPaths(root).research("refusal", f"trace_layer={layer}_{TINY_LABEL}.json")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -129,7 +129,7 @@ def test_the_logits_that_move_are_those_of_the_model_itself(trace: Trace, root: 
     found = result(root)["results"]
     assert [value for _, value in found["logits"]["raised"]] == pytest.approx(best, abs=5e-3)
     assert found["kl"]["plus"]["value"] == pytest.approx(sum(divergences) / len(divergences), rel=1e-2)
-    rows = read_table(DataPaths(root).research("trace", "refusal", f"trace_layer=1_{TINY_LABEL}_logits.txt"))
+    rows = read_table(DataPaths(root).research("refusal", f"trace_layer=1_{TINY_LABEL}_logits.txt"))
     assert {row["vector"] for row in rows} == {"vector", "random"}
 
 
@@ -152,7 +152,7 @@ def test_a_latent_that_the_vector_is_made_of_is_the_one_that_changes(
     assert by_latent[7]["density"] == pytest.approx(float((base[:, 7] > 0).double().mean()))
     assert by_latent[7]["density_steered"] == 1.0 and "[[" in by_latent[7]["examples"][0]
     assert first["change"] > 2 * first["random"]
-    assert DataPaths(root).research("trace", "refusal", f"trace_layer=2_{TINY_LABEL}_latents_entries.png").exists()
+    assert DataPaths(root).research("refusal", f"trace_layer=2_{TINY_LABEL}_latents_entries.png").exists()
 
 
 def test_layers_of_a_behavior_share_their_passes_and_a_second_run_does_nothing(

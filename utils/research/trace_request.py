@@ -81,7 +81,7 @@ class TraceRequest:
 
     def result_path(self, place: Place) -> Path:
         name = f"trace_layer={place.layer}_{self.choice.label}{self.kind.suffix}.json"
-        return self.paths.research("trace", place.behavior, name)
+        return self.paths.research(place.behavior, name)
 
     def describe(self, place: Place) -> dict[str, Any]:
         """What the numbers depend on."""

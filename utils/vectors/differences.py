@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
 MIN_PAIRS = 8
 """Below that nothing can be said of how a vector depends on its pairs."""
-SAME_VECTOR = 1e-2
-"""Largest difference of the activations' mean difference from the vector, relative to the vector's norm: beyond it
-they are of other pairs or another model."""
 
 
 def load_halves(
@@ -29,6 +26,8 @@ def load_halves(
     Raises:
         UserError: If they were not saved, are not those of the vector that is there, or are fewer than MIN_PAIRS.
     """
+    from utils.vectors.extraction import SAME_VECTOR
+
     make = generate_command(paths, [behavior], [layer], choice, activations=True, kind=kind)
     hint = f"run: {make}"
     again = f"make both again: {make} --overwrite"
