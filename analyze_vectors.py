@@ -31,6 +31,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
 from utils.cli import values as flag_values
@@ -39,6 +40,7 @@ from utils.cli.flags import (
     add_device,
     add_layers,
     add_model_filter,
+    add_quantize,
     add_vector_kind,
     data_paths,
     make_parser,
@@ -118,6 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"with --prompt: longest answer, in tokens (default: {DEFAULT_NEW_TOKENS})",
     )
     add_device(inside)
+    add_quantize(inside)
     return parser
 
 
@@ -221,7 +224,8 @@ def root_of(args: argparse.Namespace) -> "RootOf | None":
 def load_model(args: argparse.Namespace, choice: ModelChoice) -> "LlamaWrapper":
     from llama_wrapper import LlamaWrapper
 
-    return LlamaWrapper.load(choice, args.device, args.dtype, over_all_devices=args.device_map == "auto")
+    chosen = replace(choice, quantize=args.quantize)
+    return LlamaWrapper.load(chosen, args.device, args.dtype, over_all_devices=args.device_map == "auto")
 
 
 def look(args: argparse.Namespace, request: InsideRequest) -> int:
