@@ -177,7 +177,7 @@ def first_order_table(rows: Sequence[FirstOrderRow], notes: tuple[str, ...]) -> 
         "gain: |J v| / |v|; cosine: of J v with v; intervals: 95% jackknife over texts; agreement: mean cosine of two "
         "texts' J v; random: random vectors of the layer",
         "linear_up_to: the largest step up to which the last layer's mean change has a cosine of 0.99 with the "
-        "first-order one, both signs, as a strength (added norm / residual norm) and as a multiplier of the vector; "
-        "by_token: the same of the changes of all tokens as one vector",
+        "first-order one, both signs, as a strength (added norm / residual norm) and as a multiplier of the vector in "
+        "vectors/; by_token: the same of the changes of all tokens as one vector",
     )
     return Table(columns, cells, (*notes, *explained))
