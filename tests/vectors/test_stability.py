@@ -86,7 +86,7 @@ def test_unrelated_behaviors_are_beyond_the_null_about_as_often_as_it_says() -> 
         pair_similarity(planted(np.zeros(D_MODEL), 40, 2 * s), planted(np.zeros(D_MODEL), 40, 2 * s + 1), s)
         for s in range(200)
     ]
-    assert np.mean([f.holds for f in found]) < 0.06
+    assert 0.01 <= np.mean([f.holds for f in found]) < 0.1
 
 
 def test_the_cosine_is_that_of_the_two_vectors_and_its_jackknife_that_of_leaving_out_pairs() -> None:

@@ -199,7 +199,7 @@ def similarity_table(title: str, found: Mapping[int, Mapping[PairKey, PairSimila
     notes = (
         title,
         "cosine: of the vectors; without_noise: of what all possible pairs would give (nan: a behavior's pairs agree "
-        "on no direction); intervals: 95% jackknife over the pairs of both; null: 97.5% of the cosine's size with the "
-        "signs of all pairs drawn at random",
+        "on no direction); intervals: 95% jackknife over the pairs of both; null: 95% of the cosines lie "
+        "within +- this with the signs of all pairs drawn at random",
     )
     return Table(columns, rows, notes)

@@ -165,7 +165,7 @@ class PairSimilarity:
     without_noise: Estimate
     """Of what all possible pairs would give; NaN where a behavior's pairs agree on no direction."""
     null: float
-    """97.5% of the cosine's size after the signs of all pairs were drawn at random."""
+    """95% of the cosines lie within +- this after the signs of all pairs were drawn at random."""
 
     @property
     def holds(self) -> bool:
@@ -189,7 +189,7 @@ def pair_similarity(first: FloatArray, second: FloatArray, seed: int) -> PairSim
     dots = ((signs[0] @ across) * signs[1]).sum(axis=1)
     sizes = [((one @ gram) * one).sum(axis=1) for one, gram in zip(signs, grams, strict=True)]
     null = np.abs(dots) / np.sqrt(sizes[0] * sizes[1])
-    return PairSimilarity(raw, true, float(np.quantile(null, 0.975)))
+    return PairSimilarity(raw, true, float(np.quantile(null, 0.95)))
 
 
 class _Ratio:
