@@ -123,6 +123,11 @@ def _follow_plainly(
                 reduce(layer, unsteered[layer], steered[layer][None], [which])
 
 
+def settle(model: "LlamaWrapper", text: AnswerTokens, steerings: Sequence[Steering]) -> None:
+    """Compare packed with plain passes now: of several processes each must, also one that has no text of its own."""
+    _may_be_packed(model, text, steerings)
+
+
 def _may_be_packed(model: "LlamaWrapper", text: AnswerTokens, steerings: Sequence[Steering]) -> bool:
     runtime = model.runtime
     if not steerings or text.steer_start == 0 or not edit_outputs_only(steerings):

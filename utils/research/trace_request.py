@@ -9,12 +9,11 @@ from utils.errors import UserError
 from utils.evaluation.chosen import load_chosen
 from utils.files.reading import sha256_of
 from utils.model.checkpoints import ModelChoice
-from utils.paths import DataPaths
+from utils.paths import DataPaths, neutral_prompts_path
 from utils.saes.formats import WEIGHTS_NAME
 from utils.saes.requests import is_done
 from utils.settings import VectorKind
 from utils.vectors.files import find_vectors, generate_command, layer_ranges, normalize_command
-from utils.vectors.norms import neutral_prompts_path
 
 
 class Place(NamedTuple):

@@ -16,6 +16,7 @@ from utils.files.reading import load_vector
 from utils.inside.unembedding import Unembedding
 from utils.model import processes
 from utils.model.chat_format import AnswerTokens
+from utils.model.downstream import settle
 from utils.model.side_effects import neutral_answers
 from utils.model.steering import Steering
 from utils.research.trace_figures import plot_trace, trace_lines
@@ -118,6 +119,7 @@ def trace_behavior(
         of_place[place] = steerings_of(place, vector, request.multiplier, request.n_random, request.seed)
     steerings = [one for of in of_place.values() for one in of]
     sums = [LatentSums.of(sae, len(steerings)) for sae in saes]
+    settle(model, texts[0], steerings)
     collected = Collected.of(len(steerings), model, unembedding.n_tokens)
     what = f"{places[0].behavior}: texts, {len(steerings)} steerings each"
     for index, text in enumerate(progress(texts, desc=what)):
