@@ -1,6 +1,9 @@
 """research/trace_steering.py on a tiny model: what it writes is what plain passes give; reruns; what is refused."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from utils.inside.unembedding import Unembedding
 from utils.model.downstream import changes
 from utils.model.side_effects import neutral_answers
 from utils.model.steering import Steering
-from utils.paths import DataPaths
+from utils.paths import REPOSITORY, DataPaths
 from utils.research.trace_result import _spreads
 from utils.saes.dictionary import SAE
 
@@ -233,3 +236,26 @@ def test_the_limits_of_the_control_hold_another_random_vector_in_95_percent() ->
     [*spreads] = _spreads(drawn[:, :5].T[..., None])
     inside = [one.low <= sixth <= one.high for one, sixth in zip(spreads, drawn[:, 5], strict=True)]
     assert 0.94 < np.mean(inside) < 0.96
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds_also_where_one_of_them_has_no_text(
+    trace: Trace, root: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    sae = sae_folder(tmp_path / "sae")
+    assert trace("--saes", sae, "--n_texts", 1) == 0
+    alone = result(root)
+    flags = ["--root", root, "--model", tiny_checkpoint, "--behaviors", "refusal", "--layers", 1, "--n_random", 2]
+    flags += ["--multiplier", M, "--saes", sae, "--device", "cpu", "--n_texts", 1, "--overwrite"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [str(word) for word in [*launcher, REPOSITORY / "research" / "trace_steering.py", *flags]]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stderr.count("traced 1 vectors") == 1, done.stderr
+    together = result(root)
+    assert together["settings"] == alone["settings"]
+    for name in ("relative_size", "cosine_with_vector"):
+        one, two = ([each["value"] for each in found["results"][name]["plus"]] for found in (alone, together))
+        assert one == pytest.approx(two, rel=1e-6)
+    one, two = (found["results"]["latents"][0]["latents"][0] for found in (alone, together))
+    assert one["latent"] == two["latent"] and one["change"] == pytest.approx(two["change"], rel=1e-6)

@@ -66,7 +66,7 @@ def test_the_interval_of_the_reliability_covers_the_truth() -> None:
 def test_pairs_that_agree_on_nothing_look_like_pairs_with_random_signs() -> None:
     found = stability_of(planted(np.zeros(D_MODEL), 60, 5), seed=0)
     assert found.null_halves.low < found.halves.mean < found.null_halves.high
-    assert found.reliability.low < 0.05
+    assert found.reliability.low < 0.05 < found.reliability.high
     real = stability_of(planted(direction(5, 4.0), 60, 5), seed=0)
     assert real.halves.low > real.null_halves.high
 
@@ -104,3 +104,11 @@ def test_the_cosine_is_that_of_the_two_vectors_and_its_jackknife_that_of_leaving
     found = pair_similarity(one, other, 0).cosine
     assert found.value == pytest.approx(cosine(one, other))
     assert found.high - found.value == pytest.approx(1.959964 * error, rel=1e-6)
+
+
+def test_pairs_that_cancel_by_design_have_split_halves_below_0_and_no_direction() -> None:
+    apart = direction(10)
+    halves = np.where(np.arange(40)[:, None] % 2, apart, -apart)  # as many one way as the other
+    found = stability_of(halves + 0.1 * planted(np.zeros(D_MODEL), 40, 3), seed=0)
+    assert found.halves.mean < 0 and found.enough == math.inf
+    assert found.reliability.value == found.reliability.high == 0

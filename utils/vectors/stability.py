@@ -25,6 +25,7 @@ N_SPLITS = 400
 N_RESAMPLES = 1000
 _TAILS = (0.025, 0.975)
 _NORMAL = 1.959963984540054  # 97.5% of the standard normal distribution
+_LARGEST = 700.0  # whose exponential is still a number
 ENOUGH = 0.95
 """Cosine with the vector of all possible pairs that counts as enough."""
 
@@ -101,25 +102,30 @@ def expected_cosine(signal: float, noise: float, m: int) -> float:
 
 
 def reliability_estimate(gram: FloatArray) -> Estimate:
-    """The expected cosine of two vectors of n pairs, with its jackknife interval (on the scale of the log-odds)."""
+    """The expected cosine of two vectors of n pairs, with its jackknife interval.
+
+    The interval is that of U / T; of its logarithm where U is clearly more than 0.
+    """
     n = len(gram)
-
-    def log_odds(signal: FloatArray, noise: FloatArray) -> FloatArray:
-        return np.log(np.maximum(signal, 1e-12 * noise) * n / noise)
-
     own = np.diag(gram)
     total, trace = gram.sum(), own.sum()
     rest = (total - 2 * gram.sum(axis=1) + own) - (trace - own)  # sums over i != j without one pair
     left_signal = rest / ((n - 1) * (n - 2))
-    left_noise = (trace - own) / (n - 1) - left_signal
+    left = left_signal / ((trace - own) / (n - 1) - left_signal)
     signal, noise = signal_and_noise(gram)
-    value = float(log_odds(np.array(signal), np.array(noise)))
-    left = log_odds(left_signal, left_noise)
-    error = math.sqrt((n - 1) / n * float(((left - left.mean()) ** 2).sum()))
-    low, high = (
-        1 / (1 + math.exp(-min(700.0, max(-700.0, one)))) for one in (value - _NORMAL * error, value + _NORMAL * error)
-    )
-    return Estimate(expected_cosine(signal, noise, n), low, high, n, n)
+    ratio, wide = signal / noise, _NORMAL * _jackknife_error(left)
+    low, high = ratio - wide, ratio + wide
+    if low > 0 and left.min() > 0:
+        factor = math.exp(min(_LARGEST, _NORMAL * _jackknife_error(np.log(left))))
+        low, high = ratio / factor, ratio * factor
+    value, low, high = (max(0.0, one) * n / (max(0.0, one) * n + 1) for one in (ratio, low, high))
+    return Estimate(value, low, high, n, n)
+
+
+def _jackknife_error(left: FloatArray) -> float:
+    """Standard error, from the statistic without each item."""
+    n = len(left)
+    return math.sqrt((n - 1) / n * float(((left - left.mean()) ** 2).sum()))
 
 
 def _split_cosines(gram: FloatArray, m: int, rng: np.random.Generator, signs: FloatArray | None = None) -> FloatArray:
