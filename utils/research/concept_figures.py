@@ -77,7 +77,7 @@ def _draw_hierarchy(measured: "Measured", request: GeometryRequest) -> "tuple[Fi
         ax.set_title(title, fontsize=7, loc="left")
         ax.set_xlabel(_X_LABELS[name])
         ax.grid(visible=False, axis="y")
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13 - 1.6 / len(rows)), ncols=1)
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -1.9 / len(rows)), ncols=1)
     axes[0].set_yticks(places, [f"{row[1]} ({row[0]})" for row in rows])
     axes[0].set_ylim(len(rows) - 0.5, -0.5)
     set_title(figure, f"Is a child its parent and something orthogonal? {request.choice.label}, {measured.label}")
@@ -191,14 +191,14 @@ def _draw_projections(measured: "Measured", request: GeometryRequest) -> "tuple[
         rows += _scatter(below, measured, flat, parent, siblings[:3])
         outline = np.concatenate([corners, corners[:1]]) @ flat.T
         below.plot(*outline.T, color="black", linewidth=0.8)
-        below.set_title(f"{layout.parents[parent]}: three children", fontsize=6.5)
+        below.set_title(", ".join(layout.children[one] for one in siblings[:3]), fontsize=6)
     axes[0, 0].set_ylabel("child \N{MINUS SIGN} parent", fontsize=6)
     axes[1, 0].set_ylabel("plane of three corners", fontsize=6)
     set_title(
         figure,
         f"Held-out words in planes made of other words, {request.choice.label}, {measured.label}",
-        "light grey: random tokens; dark grey: other held-out words of the parent; colours: of the children named "
-        "(in the file's order: blue, red, green); triangles: corners",
+        "light grey: random tokens; dark grey: other words of the parent; blue, red, green: of the children "
+        "in the title, in its order; triangles: their vectors",
     )
     return figure, Table(("parent", "plane", "child", "x", "y"), rows, ("held-out words' tokens",))
 
