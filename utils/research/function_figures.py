@@ -11,6 +11,7 @@ from utils.figures.style import (
     GREEN,
     ORANGE,
     PAGE_WIDTH,
+    VERMILLION,
     figure_style,
     log_written,
     new_figure,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from utils.research.function_run import TaskResult
 
 _GREY = "#888888"
-_COLOURS = {"function vector": BLUE, "contrast vector": ORANGE, "random heads": _GREY}
+_COLOURS = {"function vector": BLUE, "right - shuffled": ORANGE, "right - none": VERMILLION, "random heads": _GREY}
 
 
 def plot_task(result: "TaskResult", request: FunctionRequest) -> None:
@@ -49,7 +50,7 @@ def _draw_layers(result: "TaskResult", request: FunctionRequest) -> "tuple[Figur
     for ax in axes:
         ax.set_xlabel("layer (0-based decoder block)")
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5)
+    figure.legend(handles, labels, loc="outside lower center", ncols=6)
     n = next(one.share.n for one in result.accuracies)
     set_title(
         figure,
@@ -83,7 +84,7 @@ def _draw_layers(result: "TaskResult", request: FunctionRequest) -> "tuple[Figur
 
 def _draw_accuracy(ax: "Axes", result: "TaskResult", condition: str) -> None:
     for name, colour in _COLOURS.items():
-        found = [a for a in result.accuracies if a.condition == condition and a.vector == name]
+        found = [a for a in result.accuracies if (a.condition, a.vector) == (condition, name) and a.layer is not None]
         layers = [a.layer for a in found if a.layer is not None]
         ax.fill_between(layers, [a.share.low for a in found], [a.share.high for a in found], color=colour, alpha=0.15)
         ax.plot(layers, [a.share.value for a in found], "o-", color=colour, label=name, markersize=2)
@@ -96,8 +97,8 @@ def _draw_accuracy(ax: "Axes", result: "TaskResult", condition: str) -> None:
 def _draw_cosines(ax: "Axes", result: "TaskResult") -> None:
     layers = range(len(next(iter(result.cosines.values()))))
     for name, values in result.cosines.items():
-        if name == "contrast vector":
-            ax.plot(layers, values, color=ORANGE, linewidth=1.4, zorder=3)
+        if name in _COLOURS:
+            ax.plot(layers, values, color=_COLOURS[name], linewidth=1.4, zorder=3)
         else:
             ax.plot(layers, values, color=GREEN if name.endswith("(answer)") else _GREY, linewidth=0.5, alpha=0.7)
     d_model = result.vectors.function.shape[0]
@@ -106,7 +107,7 @@ def _draw_cosines(ax: "Axes", result: "TaskResult") -> None:
     ax.text(
         0.02,
         0.98,
-        "orange: contrast vector of the task\ngreen, grey: behaviors' vectors,\n"
+        "orange, red: contrast vectors of the task\ngreen, grey: behaviors' vectors,\n"
         "read at answer, letter\nband: 95% of random vectors",
         transform=ax.transAxes,
         va="top",
@@ -153,32 +154,37 @@ def plot_tasks(found: Mapping[str, Mapping[str, Any]], request: FunctionRequest)
         figure, axes = new_figure(PAGE_WIDTH, 2.8, ncols=2, sharey=True)
         rows: list[tuple[Any, ...]] = []
         for ax, condition in zip(axes, ("zero-shot", "shuffled"), strict=True):
-            rows += _draw_condition(ax, found, condition, request.layer)
+            rows += _draw_condition(ax, found, condition)
             ax.set_title(
                 "without examples" if condition == "zero-shot" else "examples with shuffled answers", fontsize=7
             )
         axes[0].set_ylabel("accuracy of the answer's first token")
         handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=5)
+        figure.legend(handles, labels, loc="outside lower center", ncols=6)
         set_title(
             figure,
-            f"Vectors of tasks added at layer {request.layer}, {request.choice.label}",
-            "95% intervals; published for GPT-J over six tasks: 5.5 to 57.5% without examples, 39 to 91% shuffled",
+            f"Vectors of tasks, {request.choice.label}",
+            "each item at the layer that is best for the other half of the items; 95% intervals; published for GPT-J "
+            "over six tasks: 5.5 to 57.5% without examples, 39 to 91% shuffled",
         )
         stem = request.stem("tasks")
         columns = ("condition", "task", "vector", "accuracy", "low", "high", "n")
-        log_written(save_figure(figure, stem, Table(columns, rows, (f"at layer {request.layer}",))))
+        log_written(
+            save_figure(
+                figure,
+                stem,
+                Table(columns, rows, ("each item at the layer that is best for the other half of the items",)),
+            )
+        )
     return stem
 
 
-def _draw_condition(
-    ax: "Axes", found: Mapping[str, Mapping[str, Any]], condition: str, layer: int
-) -> list[tuple[Any, ...]]:
+def _draw_condition(ax: "Axes", found: Mapping[str, Mapping[str, Any]], condition: str) -> list[tuple[Any, ...]]:
     shown = {"none": "black", **_COLOURS, "few-shot": GREEN}
     labels = {"none": "no vector", "few-shot": "right examples"}
     rows = []
     for shift, (name, colour) in zip(np.linspace(-0.3, 0.3, len(shown)), shown.items(), strict=True):
-        points = [_entry(content["accuracy"], condition, name, layer) for content in found.values()]
+        points = [_entry(content["accuracy"], condition, name) for content in found.values()]
         x = np.arange(len(points)) + shift
         y = [point["value"] for point in points]
         spread = [[p["value"] - p["low"] for p in points], [p["high"] - p["value"] for p in points]]
@@ -194,8 +200,6 @@ def _draw_condition(
     return rows
 
 
-def _entry(accuracies: Sequence[Mapping[str, Any]], condition: str, vector: str, layer: int) -> Mapping[str, Any]:
-    where = (
-        ("few-shot", "none", None) if vector == "few-shot" else (condition, vector, None if vector == "none" else layer)
-    )
-    return next(a for a in accuracies if (a["condition"], a["vector"], a["layer"]) == where)
+def _entry(accuracies: Sequence[Mapping[str, Any]], condition: str, vector: str) -> Mapping[str, Any]:
+    where = ("few-shot", "none") if vector == "few-shot" else (condition, vector)
+    return next(a for a in accuracies if (a["condition"], a["vector"]) == where and a["layer"] is None)

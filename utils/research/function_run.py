@@ -46,7 +46,8 @@ log = logging.getLogger(__name__)
 
 N_RANDOM = 3
 """Draws of the control."""
-VECTORS = ("function vector", "contrast vector", "random heads")
+VECTORS = ("function vector", "right - shuffled", "right - none", "random heads")
+"""The second and third are contrast vectors: right examples against shuffled ones, and against no examples."""
 CONDITIONS = ("zero-shot", "shuffled")
 KINDS = {"letter": VectorKind(), "answer": VectorKind("answer")}
 
@@ -60,6 +61,7 @@ class Accuracy:
     vector: str
     """One of VECTORS, or none."""
     layer: int | None
+    """None without a vector, and where each item's is the best layer of the other half of the items."""
     share: Estimate
 
 
@@ -73,8 +75,8 @@ class TaskVectors:
     """The heads of the function vector."""
     function: Tensor
     """[d_model]"""
-    contrast: Tensor
-    """Right minus shuffled examples at the last token, of every layer, [n_layers, d_model]."""
+    contrasts: dict[str, Tensor]
+    """Right minus shuffled, and minus no examples, at the last token of every layer, each [n_layers, d_model]."""
     random: list[Tensor]
 
 
@@ -86,7 +88,7 @@ class TaskResult:
     vectors: TaskVectors
     accuracies: list[Accuracy]
     gains: dict[str, Estimate]
-    """By condition: accuracy with the function vector minus with random heads' at the request's layer."""
+    """By condition: accuracy with the function vector minus with random heads', layers chosen on other items."""
     cosines: dict[str, list[float]]
     """Of the function vector with others, by their names: one number a layer; NaN where there is no vector."""
     effects: dict[str, Estimate]
@@ -131,13 +133,14 @@ def run_task(request: FunctionRequest, model: "LlamaWrapper", heads: Heads, task
         for read, kind in KINDS.items()
         if (found := behavior_vectors(request, model, behavior, kind)) is not None
     }
-    cosines = {"contrast vector": _cosines(vectors.function, vectors.contrast)}
+    cosines = {name: _cosines(vectors.function, contrast) for name, contrast in vectors.contrasts.items()}
     cosines |= {
         f"{behavior} ({read})": _cosines(vectors.function, found) for (behavior, read), found in steering.items()
     }
     effects = {}
     if task.name in request.behaviors:
-        compared = {"function vector": vectors.function, "contrast vector": vectors.contrast[request.layer]}
+        compared = {"function vector": vectors.function}
+        compared |= {name: contrast[request.layer] for name, contrast in vectors.contrasts.items()}
         for read in KINDS:
             if (found := steering.get((task.name, read))) is not None and bool(found[request.layer].isfinite().all()):
                 compared[f"steering vector ({read})"] = found[request.layer]
@@ -160,6 +163,7 @@ def make_vectors(
     )
     means = _mean(heads, right, f"{task.name}: right examples")
     shuffled = _mean(heads, wrong, f"{task.name}: shuffled examples")
+    none = _mean(heads, _encoded(model, task, asked, 0, rng, shuffled=False), f"{task.name}: no examples")
     trials = _encoded(model, task, sample_pairs(task.training, request.n_trials, rng), n_shots, rng, shuffled=True)
     bar = progress(trials, desc=f"{task.name}: every head", unit="trial")
     effects = indirect_effects(heads, bar, means)
@@ -168,7 +172,8 @@ def make_vectors(
     generator = torch.Generator().manual_seed(request.seed)
     norm = float(function.norm())
     controls = [random_heads_vector(heads, means, len(places), norm, generator, places) for _ in range(N_RANDOM)]
-    return TaskVectors(effects, places, function, means.outputs - shuffled.outputs, controls)
+    contrasts = {VECTORS[1]: means.outputs - shuffled.outputs, VECTORS[2]: means.outputs - none.outputs}
+    return TaskVectors(effects, places, function, contrasts, controls)
 
 
 def shots_of(request: FunctionRequest, task: Task) -> int:
@@ -225,30 +230,48 @@ def measure_task(
             right = answers_right(heads, prompts, done, bar.update).numpy()  # [n_edits, n_items]
             accuracies.append(Accuracy(condition, "none", None, _share(right[0])))
             if condition in CONDITIONS:
-                by_layer = right[1:].reshape(len(request.layers), 2 + N_RANDOM, -1).astype(float)
-                accuracies += _by_layer(request, condition, by_layer)
-                function, _, *drawn = by_layer[request.layers.index(request.layer)]
-                difference = function - np.mean(drawn, axis=0)
-                gains[condition] = mean_estimates(difference[None], request.seed, (-1.0, 1.0))[0]
+                by_layer = right[1:].reshape(len(request.layers), 3 + N_RANDOM, -1).astype(float)
+                found, gains[condition] = _by_layer(request, condition, by_layer)
+                accuracies += found
     return accuracies, gains
 
 
 def _edits(request: FunctionRequest, vectors: TaskVectors) -> list[LastTokenEdit]:
-    """For each layer the function vector, the contrast vector of that layer, and the controls."""
+    """For each layer the function vector, the contrast vectors of that layer, and the controls."""
     return [
         LastTokenEdit({}, Steering(layer, request.multiplier, vector))
         for layer in request.layers
-        for vector in (vectors.function, vectors.contrast[layer], *vectors.random)
+        for vector in (vectors.function, *(one[layer] for one in vectors.contrasts.values()), *vectors.random)
     ]
 
 
-def _by_layer(request: FunctionRequest, condition: str, right: "np.ndarray[Any, Any]") -> list[Accuracy]:
+def _by_layer(
+    request: FunctionRequest, condition: str, right: "np.ndarray[Any, Any]"
+) -> tuple[list[Accuracy], Estimate]:
+    """Accuracies of each layer and of chosen layers, and the function vector's gain; from [n_layers, n, n_items]."""
+    of_vectors = [*right[:, :3].swapaxes(0, 1), right[:, 3:].mean(axis=1)]  # each [n_layers, n_items]
+    chosen = np.stack([best_of_other_half(one) for one in of_vectors])  # [n_vectors, n_items]
     found = []
-    for layer, (function, contrast, *drawn) in zip(request.layers, right, strict=True):
-        control = mean_estimates(np.mean(drawn, axis=0)[None], request.seed, (0.0, 1.0))[0]
-        shares = (_share(function), _share(contrast), control)
-        found += [Accuracy(condition, name, layer, share) for name, share in zip(VECTORS, shares, strict=True)]
-    return found
+    for name, by_layer, best in zip(VECTORS, of_vectors, chosen, strict=True):
+        for layer, values in (*zip(request.layers, by_layer, strict=True), (None, best)):
+            share = _mean_share(values, request.seed) if name == VECTORS[-1] else _share(values)
+            found.append(Accuracy(condition, name, layer, share))
+    return found, mean_estimates((chosen[0] - chosen[-1])[None], request.seed, (-1.0, 1.0))[0]
+
+
+def best_of_other_half(values: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+    """Each item's value at the layer that is best for the items of the other half, [n_items] from [n_layers, n_items].
+
+    So that no item has a say in the layer at which it counts. Halves are the items at even and at odd places.
+    """
+    chosen = np.empty(values.shape[1])
+    for half in (0, 1):
+        chosen[half::2] = values[values[:, 1 - half :: 2].mean(axis=1).argmax(), half::2]
+    return chosen
+
+
+def _mean_share(values: "np.ndarray[Any, Any]", seed: int) -> Estimate:
+    return mean_estimates(values[None], seed, (0.0, 1.0))[0]
 
 
 def _share(right: "np.ndarray[Any, Any]") -> Estimate:
@@ -275,7 +298,7 @@ def as_json(result: TaskResult) -> dict[str, Any]:
             for layer, head in vectors.places
         ],
         "norm": float(vectors.function.norm()),
-        "contrast_norms": vectors.contrast.norm(dim=1).tolist(),
+        "contrast_norms": {name: contrast.norm(dim=1).tolist() for name, contrast in vectors.contrasts.items()},
         "accuracy": [
             {**{key: value for key, value in asdict(one).items() if key != "share"}, **_estimate(one.share)}
             for one in result.accuracies
@@ -310,11 +333,11 @@ def finish(request: FunctionRequest) -> list[str]:
     plot_tasks(found, request)
     lines = []
     for name, content in found.items():
-        lines.append(f"{name}: layer {request.layer}, {content['accuracy'][0]['n']} test items")
+        lines.append(f"{name}: {content['accuracy'][0]['n']} test items, each at the best layer of the other half")
         few = _accuracy(content, "few-shot", "none", None)
         for condition in CONDITIONS:
             cells = [f"no vector {_accuracy(content, condition, 'none', None)}"]
-            cells += [f"{vector} {_accuracy(content, condition, vector, request.layer)}" for vector in VECTORS]
+            cells += [f"{vector} {_accuracy(content, condition, vector, None)}" for vector in VECTORS]
             lines.append(f"  {condition:9}  {'  '.join(cells)}  right examples {few}")
             lines.append(
                 f"             function vector minus random heads {_span(content['gain_over_random_heads'][condition])}"
