@@ -29,7 +29,7 @@ from utils.cli.run import EXIT_DONE, exit_with, run_main
 from utils.errors import UserError
 from utils.model.shapes import model_shape
 from utils.paths import REPOSITORY
-from utils.research.behavior_request import BehaviorsRequest, InnerProduct, load_tree
+from utils.research.behavior_request import BehaviorsRequest, Estimator, InnerProduct, load_tree
 from utils.saes.requests import is_done
 
 BUNDLED_TREE = REPOSITORY / "datasets" / "concepts" / "behaviors.json"
@@ -50,6 +50,13 @@ def build_parser() -> argparse.ArgumentParser:
         choices=get_args(InnerProduct),
         default="euclidean",
         help="causal: in the whitened unembedding's (default: euclidean)",
+    )
+    parser.add_argument(
+        "--knobs",
+        choices=get_args(Estimator),
+        default="concept",
+        help="what is steered with: concept vectors, whose statistics are measured, or mean differences "
+        "(default: concept)",
     )
     parser.add_argument(
         "--strength",
@@ -83,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
         hierarchy=args.hierarchy,
         layer=layer,
         inner_product=args.inner_product,
+        estimator=args.knobs,
         strength=args.strength,
         n_pairs=args.n_pairs,
         n_items=args.n_items,

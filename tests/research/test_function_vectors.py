@@ -1,15 +1,22 @@
 """Head outputs and function vectors on tiny random models, against hooks of these tests' own."""
 
+import json
 import random
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+import prompting_with_steering
 from llama_wrapper import LlamaWrapper, Steering
+from research import function_vectors as script
 from tests.models import D_MODEL, N_LAYERS, build_wrapper, count_hooks, decoder_blocks, random_vector
+from tests.roots import put_json, write_small_datasets
 from utils.errors import UserError
 from utils.paths import REPOSITORY
+from utils.research.function_run import CONDITIONS, VECTORS, best_of_other_half
 from utils.research.function_vectors import (
     EncodedPrompt,
     Means,
@@ -168,13 +175,13 @@ def test_every_pair_is_asked_once_before_any_comes_again() -> None:
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "datasets/concepts/tasks").glob("*.json")), ids=lambda p: p.stem)
-def test_bundled_tasks_have_60_pairs_and_their_test_pairs_are_not_trained_on(path) -> None:  # type: ignore[no-untyped-def]
+def test_bundled_tasks_have_60_pairs_and_their_test_pairs_are_not_trained_on(path: Path) -> None:
     task = load_task(path, seed=0)
     assert len(task.training) + len(task.test) >= 60
     assert not {given for given, _ in task.training} & {given for given, _ in task.test}
 
 
-def test_a_broken_task_is_refused_with_its_place(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_broken_task_is_refused_with_its_place(tmp_path: Path) -> None:
     path = tmp_path / "broken.json"
     path.write_text('{"label": "x", "pairs": [["a", "b"], ["a"]]}')
     with pytest.raises(UserError, match=r"broken\.json, pair 1: expected \[input, output\]"):
@@ -182,3 +189,71 @@ def test_a_broken_task_is_refused_with_its_place(tmp_path) -> None:  # type: ign
     path.write_text('{"label": "x", "pairs": [["a", "b"], ["a", "c"]]}')
     with pytest.raises(UserError, match="the input 'a' is there twice"):
         load_task(path, 0)
+
+
+# --- the script ------------------------------------------------------------------------------------
+
+
+def test_an_item_counts_at_the_layer_that_is_best_for_the_other_half() -> None:
+    values = np.array([[1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 1.0]])  # layer 0 is right for even items, layer 1 for odd
+    np.testing.assert_array_equal(best_of_other_half(values), np.zeros(4))
+    everywhere = np.array([[0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 1.0]])
+    np.testing.assert_array_equal(best_of_other_half(everywhere), everywhere[1])
+
+
+@pytest.fixture
+def argv(tmp_path: Path, tiny_checkpoint: Path) -> list[str]:
+    root = tmp_path / "root"
+    write_small_datasets(root, "sycophancy")
+    task = put_json(
+        tmp_path / "doubling.json", {"label": "doubling", "pairs": [[f"{i}", f"{2 * i}"] for i in range(20)]}
+    )
+    sizes = [word for name in ("n_shots", "n_prompts", "n_trials", "n_test") for word in (f"--{name}", "2")]
+    words = ["--root", root, "--model", tiny_checkpoint, "--tasks", task, "--behaviors", "sycophancy", *sizes]
+    return [str(word) for word in [*words, "--layers", 1, 2, "--n_heads", 3, "--behavior_shots", 1]]
+
+
+def test_the_script_writes_vectors_that_steer_and_goes_on_with_the_next_task(
+    argv: list[str], tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script.main(argv) == 0
+    folder = tmp_path / "root" / "analysis" / "research" / "function_vectors"
+    label = tiny_checkpoint.name
+    result = json.loads((folder / f"doubling_{label}.json").read_text())
+    vector = torch.load(folder / f"doubling_{label}.pt", weights_only=True)
+    assert vector.shape == (D_MODEL,)
+    assert float(vector.norm()) == pytest.approx(result["norm"], rel=1e-5)
+    assert {(a["condition"], a["vector"]) for a in result["accuracy"] if a["layer"] is None} == {
+        ("few-shot", "none"),
+        *((condition, vector) for condition in CONDITIONS for vector in ("none", *VECTORS)),
+    }
+    assert len(result["heads"]) == 3
+    assert set(result["cosines"]) == {"right - shuffled", "right - none"}
+    behavior = json.loads((folder / f"sycophancy_{label}.json").read_text())
+    assert {"function vector", VECTORS[2], "random vector"} <= set(behavior["answer_text_effects"])
+    figures = {f"{figure}_{name}" for figure in ("layers", "heads") for name in ("doubling", "sycophancy")} | {"tasks"}
+    assert {f"{stem}_{label}{s}" for stem in figures for s in (".png", ".pdf", ".txt")} <= {
+        p.name for p in folder.iterdir()
+    }
+    (folder / f"sycophancy_{label}.json").unlink()  # as a run leaves it that was broken off in the second task
+    capsys.readouterr()
+    assert script.main(argv) == 0
+    assert "ran 1 tasks, skipped 1 that are there already" in capsys.readouterr().err
+    steer = ["--root", str(tmp_path / "root"), "--model", str(tiny_checkpoint), "--behaviors", "sycophancy"]
+    steer += ["--layers", "1", "--vector", str(folder / f"doubling_{label}.pt")]
+    assert prompting_with_steering.main(steer) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--tasks", "triple"], "--tasks triple: neither a file nor one of antonyms"),
+        (["--tasks", "none"], "nothing to do: name --tasks or --behaviors"),
+        (["--layers", "1", "--layer", "2"], "--layer 2 is not among --layers 1"),
+    ],
+)
+def test_what_cannot_be_run_is_said_in_a_line(
+    words: list[str], message: str, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script.main(["--model", str(tiny_checkpoint), *words]) == 2
+    assert message in capsys.readouterr().err

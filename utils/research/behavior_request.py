@@ -18,6 +18,7 @@ from utils.vectors.plan import pairs_path
 
 _KEYS = ("label", "parents")
 InnerProduct = Literal["euclidean", "causal"]
+Estimator = Literal["concept", "mean"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ class BehaviorsRequest:
     hierarchy: Path
     layer: int
     inner_product: InnerProduct
+    estimator: Estimator
+    """Of the knobs: the concept vector, or the mean difference."""
     strength: float
     """Of each knob, as a share of the layer's median residual norm."""
     n_pairs: int
@@ -80,7 +83,8 @@ class BehaviorsRequest:
     command: str
 
     def stem(self, figure: str = "") -> Path:
-        name = f"{self.hierarchy.stem}_{self.choice.label}"
+        of_mean = "_knobs=mean" if self.estimator == "mean" else ""
+        name = f"{self.hierarchy.stem}_{self.choice.label}{of_mean}"
         return self.paths.research("behavior_geometry", f"{figure}_{name}" if figure else name)
 
     @property
@@ -104,6 +108,7 @@ class BehaviorsRequest:
             "data_sha256": data,
             "layer": self.layer,
             "inner_product": self.inner_product,
+            "estimator": self.estimator,
             "strength": self.strength,
             "n_pairs": self.n_pairs,
             "n_items": self.n_items,

@@ -14,7 +14,7 @@ from utils.data.records import load_text_pairs
 from utils.errors import UserError
 from utils.evaluation.metrics import mean_estimates
 from utils.model.steering import Steering, Steerings
-from utils.research.behavior_request import BehaviorsRequest, BehaviorTree
+from utils.research.behavior_request import BehaviorsRequest, BehaviorTree, Estimator
 from utils.research.behavior_statistics import CONTROLS, STATISTICS, Compared, compare, layout_of
 from utils.research.concept_layout import Layout
 from utils.research.concept_run import estimate_json, interval, unembedding_of
@@ -59,7 +59,7 @@ def run_behaviors(request: BehaviorsRequest, tree: BehaviorTree, model: "LlamaWr
     parent_of = [parent for parent, children in tree.parents.items() for _ in children]
     layout = layout_of(parent_of, list(tree.signs), counts, request.seed)
     statistics = compare(x, layout, request.n_draws, np.random.default_rng(request.seed))
-    knobs = make_knobs(x, layout, space, request.seed)
+    knobs = make_knobs(x, layout, space, request.seed, request.estimator)
     effects, grids = try_knobs(request, tree, model, layout, knobs)
     found = Found(statistics, effects, grids)
     from utils.research.behavior_figures import plot_behaviors
@@ -95,12 +95,19 @@ def pair_differences(
 # --- knobs -----------------------------------------------------------------------------------------
 
 
-def make_knobs(x: FloatArray, layout: Layout, space: ConceptSpace | None, seed: int) -> dict[str, FloatArray]:
+def make_knobs(
+    x: FloatArray, layout: Layout, space: ConceptSpace | None, seed: int, estimator: Estimator = "concept"
+) -> dict[str, FloatArray]:
     """Each parent's vector, each child's minus its parent's, and a random one; [d_model] of length 1."""
-    vectors = Vectors(x, layout, np.ones(len(x), dtype=bool))
-    knobs = dict(zip(layout.parents, vectors.parents, strict=True))
+    if estimator == "mean":
+        parents = np.stack([x[layout.of_parent(parent)].mean(axis=0) for parent in range(len(layout.parents))])
+        children = np.stack([x[layout.of_child(child)].mean(axis=0) for child in range(len(layout.children))])
+    else:
+        vectors = Vectors(x, layout, np.ones(len(x), dtype=bool))
+        parents, children = vectors.parents, vectors.children
+    knobs = dict(zip(layout.parents, parents, strict=True))
     for child, name in enumerate(layout.children):
-        knobs[name] = vectors.children[child] - vectors.parents[layout.parent_of[child]]
+        knobs[name] = children[child] - parents[layout.parent_of[child]]
     if space is not None:
         knobs = {name: space.inverse_root @ vector for name, vector in knobs.items()}
     knobs[RANDOM] = np.random.default_rng(seed).standard_normal(x.shape[1])

@@ -10,6 +10,7 @@ import numpy as np
 
 from utils.behaviors import load_behavior
 from utils.errors import UserError
+from utils.evaluation.words import against_the_name
 from utils.figures.requests import FigureCounts, VectorsRequest
 from utils.figures.vector_run import make_figure, no_vectors_message, scope
 from utils.figures.vector_sets import PlannedFigure
@@ -52,12 +53,13 @@ def _of_kind(request: VectorsRequest, kind: VectorKind, saes: Sequence[SAE]) -> 
             if not saes and len(behaviors) < FEWEST:
                 log.warning("%s, layer %d%s: %d vectors, too few to cluster", label, layer, kind.suffix, len(behaviors))
                 continue
+            note = against_the_name(behaviors, "ab")
             vectors = _load(request, label, kind, layer, behaviors)
             if not saes:
-                yield _plan(request, label, kind, layer, vectors, "")
+                yield _plan(request, label, kind, layer, vectors, note, "")
             for sae in saes:
                 if sae.layer == layer and vectors:
-                    yield _plan(request, label, kind, layer, vectors | nearest_latents(vectors, sae), sae.name)
+                    yield _plan(request, label, kind, layer, vectors | nearest_latents(vectors, sae), note, sae.name)
 
 
 def _load(
@@ -92,7 +94,7 @@ def nearest_latents(vectors: dict[str, FloatArray], sae: SAE) -> dict[str, Float
 
 
 def _plan(
-    request: VectorsRequest, label: str, kind: VectorKind, layer: int, named: dict[str, FloatArray], sae: str
+    request: VectorsRequest, label: str, kind: VectorKind, layer: int, named: dict[str, FloatArray], note: str, sae: str
 ) -> PlannedFigure:
     clusters = cluster(np.stack(list(named.values())))
     narrowed = scope(replace(request, layers=()), with_behaviors=True)  # the layer is in the name
@@ -101,5 +103,5 @@ def _plan(
     return PlannedFigure(
         request.paths.analysis(f"clusters_layer={layer}_{narrowed}{label}{kind.suffix}{among}"),
         clusters_table(clusters, list(named), title),
-        partial(clusters_figure, clusters, list(named), title),
+        partial(clusters_figure, clusters, list(named), title, note),
     )

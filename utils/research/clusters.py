@@ -90,7 +90,7 @@ def clusters_table(clusters: Clusters, names: Sequence[str], title: str) -> Tabl
     return Table(("what", "first", "second", "cosine"), rows, notes)
 
 
-def clusters_figure(clusters: Clusters, names: Sequence[str], title: str) -> "Figure":
+def clusters_figure(clusters: Clusters, names: Sequence[str], title: str, note: str = "") -> "Figure":
     """The tree beside the heatmap of cosines, whose rows are in the tree's order."""
     n = len(names)
     figure, (tree, heat) = new_figure(PAGE_WIDTH, 1.4 + 0.17 * n, ncols=2, gridspec_kw={"width_ratios": [1, 1.6]})
@@ -110,6 +110,7 @@ def clusters_figure(clusters: Clusters, names: Sequence[str], title: str) -> "Fi
         figure,
         title,
         f"average linkage; cophenetic correlation {clusters.cophenetic:.2f}; grey: 95% of the merges of random vectors",
+        note,
     )
     return figure
 

@@ -29,11 +29,13 @@ def side_by_side(
         request: Says the layer, and how many items.
         model: The model.
         behavior: Whose text items.
-        vectors: Of the request's layer, by name; a random one of equal norm is put beside.
+        vectors: Of the request's layer, by name; those that are all zeros (examples that shuffling left as they
+            were) have no strength and are left out. A random one of equal norm is put beside.
     """
     items = load_text_pairs(request.paths.test_dataset(behavior, "answer_text"))[: request.n_test]
     generator = torch.Generator().manual_seed(request.seed)
-    named = {**vectors, "random vector": torch.randn(model.d_model, generator=generator)}
+    there = {name: vector for name, vector in vectors.items() if float(vector.norm()) > 0}
+    named = {**there, "random vector": torch.randn(model.d_model, generator=generator)}
     norm = layer_norms(model, request.paths)[request.layer]
     steerings = [
         Steering(request.layer, multiplier_of_strength(STRENGTH, norm, vector), vector) for vector in named.values()
