@@ -108,7 +108,7 @@ def _sense(tree: BehaviorTree, behavior: str, request: BehaviorsRequest) -> str:
 
 def _draw_grids(found: "Found", tree: BehaviorTree, request: BehaviorsRequest) -> "tuple[Figure, Table]":
     n = len(found.grids)
-    figure, axes = new_figure(PAGE_WIDTH, 2.4, ncols=n, squeeze=False)
+    figure, axes = new_figure(PAGE_WIDTH, 2.1, ncols=n, squeeze=False)
     largest = max(abs(e.value) for grid in found.grids.values() for e in grid.values()) or 1.0
     rows: list[tuple[Any, ...]] = []
     for ax, (behavior, grid) in zip(axes[0], found.grids.items(), strict=True):
@@ -117,6 +117,7 @@ def _draw_grids(found: "Found", tree: BehaviorTree, request: BehaviorsRequest) -
         ax.imshow(matrix, cmap="RdBu_r", vmin=-largest, vmax=largest)
         for (a, b), e in grid.items():
             star = "*" if e.low > 0 or e.high < 0 else ""
+            colour = "white" if abs(e.value) > 0.7 * largest else "black"
             ax.text(
                 steps.index(a),
                 len(steps) - 1 - steps.index(b),
@@ -124,10 +125,11 @@ def _draw_grids(found: "Found", tree: BehaviorTree, request: BehaviorsRequest) -
                 ha="center",
                 va="center",
                 fontsize=5,
+                color=colour,
             )
             rows.append((behavior, a, b, e.value, e.low, e.high, e.n))
-        ax.set_xticks(range(len(steps)), [f"{step:+d}" for step in steps])
-        ax.set_yticks(range(len(steps)), [f"{step:+d}" for step in reversed(steps)])
+        ax.set_xticks(range(len(steps)), [_signed(step) for step in steps])
+        ax.set_yticks(range(len(steps)), [_signed(step) for step in reversed(steps)])
         ax.set_title(_sense(tree, behavior, request), fontsize=6)
         ax.set_xlabel("parent", fontsize=6)
         ax.grid(visible=False)
@@ -139,6 +141,10 @@ def _draw_grids(found: "Found", tree: BehaviorTree, request: BehaviorsRequest) -
     )
     columns = ("behavior", "parent_steps", "own_steps", "change", "low", "high", "n")
     return figure, Table(columns, rows, ("change of preference from no steering, times the behavior's sign",))
+
+
+def _signed(step: int) -> str:
+    return f"{step:+d}" if step else "0"
 
 
 def _heatmap(figure: "Figure", ax: "Axes", matrix: "np.ndarray[Any, Any]", label: str) -> None:
