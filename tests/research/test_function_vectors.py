@@ -16,7 +16,7 @@ from tests.models import D_MODEL, N_LAYERS, build_wrapper, count_hooks, decoder_
 from tests.roots import put_json, write_small_datasets
 from utils.errors import UserError
 from utils.paths import REPOSITORY
-from utils.research.function_run import CONDITIONS, VECTORS, best_of_other_half
+from utils.research.function_measures import CONDITIONS, VECTORS, best_of_other_half
 from utils.research.function_vectors import (
     EncodedPrompt,
     Means,

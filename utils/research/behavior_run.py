@@ -17,9 +17,10 @@ from utils.model.steering import Steering, Steerings
 from utils.research.behavior_request import BehaviorsRequest, BehaviorTree, Estimator
 from utils.research.behavior_statistics import CONTROLS, STATISTICS, Compared, compare, layout_of
 from utils.research.concept_layout import Layout
-from utils.research.concept_run import estimate_json, interval, unembedding_of
+from utils.research.concept_run import unembedding_of
 from utils.research.concept_space import ConceptSpace, FloatArray, whiten
 from utils.research.concept_statistics import Vectors
+from utils.research.concept_summary import estimate_json, interval
 from utils.research.preference import preferences
 from utils.saes.requests import write_result
 from utils.vectors.norms import layer_norms

@@ -24,18 +24,18 @@ from utils.files.tables import Table
 from utils.research.concept_request import GeometryRequest
 from utils.research.concept_space import FloatArray
 from utils.research.concept_statistics import Vectors
+from utils.research.concept_summary import Measured, per_child_rows, summarise
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from utils.research.concept_run import Measured
 
 _GREY = "#999999"
 _COLOURS = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY)
 
 
-def plot_geometry(measured: "Measured", request: GeometryRequest) -> None:
+def plot_geometry(measured: Measured, request: GeometryRequest) -> None:
     """Draw and save every figure with its data."""
     with figure_style():
         for name, draw in (
@@ -51,9 +51,7 @@ def plot_geometry(measured: "Measured", request: GeometryRequest) -> None:
 # --- the hierarchy, category by category -----------------------------------------------------------
 
 
-def _draw_hierarchy(measured: "Measured", request: GeometryRequest) -> "tuple[Figure, Table]":
-    from utils.research.concept_run import per_child_rows
-
+def _draw_hierarchy(measured: Measured, request: GeometryRequest) -> "tuple[Figure, Table]":
     rows = per_child_rows(measured)
     figure, axes = new_figure(PAGE_WIDTH, 1.1 + 0.17 * len(rows), ncols=2, sharey=True)
     columns = {name: place for place, name in enumerate(_CHILD_COLUMNS)}
@@ -109,7 +107,7 @@ _HIERARCHY_NOTES = (
 # --- cosines with the tree ---------------------------------------------------------------------
 
 
-def _draw_cosines(measured: "Measured", request: GeometryRequest) -> "tuple[Figure, Table]":
+def _draw_cosines(measured: Measured, request: GeometryRequest) -> "tuple[Figure, Table]":
     layout = measured.layout
     vectors = Vectors(measured.x, layout, np.ones(len(measured.x), dtype=bool))
     order = [(parent, layout.siblings(parent)) for parent in range(len(layout.parents))]
@@ -170,7 +168,7 @@ def _cosine_matrix(vectors: FloatArray) -> FloatArray:
 # --- projections -----------------------------------------------------------------------------------
 
 
-def _draw_projections(measured: "Measured", request: GeometryRequest) -> "tuple[Figure, Table]":
+def _draw_projections(measured: Measured, request: GeometryRequest) -> "tuple[Figure, Table]":
     layout = measured.layout
     training = Vectors(measured.x, layout, layout.is_training)
     n = len(layout.parents)
@@ -210,9 +208,7 @@ def _frame(first: FloatArray, second: FloatArray) -> FloatArray:
     return np.stack([one, rest / np.linalg.norm(rest)])
 
 
-def _scatter(
-    ax: "Axes", measured: "Measured", frame: FloatArray, parent: int, shown: list[int]
-) -> list[tuple[Any, ...]]:
+def _scatter(ax: "Axes", measured: Measured, frame: FloatArray, parent: int, shown: list[int]) -> list[tuple[Any, ...]]:
     layout = measured.layout
     ax.plot(*(measured.background @ frame.T).T, ".", color="#dddddd", markersize=1, rasterized=True)
     held_out = ~layout.is_training
@@ -235,9 +231,7 @@ def _scatter(
 # --- interventions ---------------------------------------------------------------------------------
 
 
-def _draw_interventions(measured: "Measured", request: GeometryRequest) -> "tuple[Figure, Table]":
-    from utils.research.concept_run import summarise
-
+def _draw_interventions(measured: Measured, request: GeometryRequest) -> "tuple[Figure, Table]":
     found = summarise(measured, request.seed)
     figure, axes = new_figure(PAGE_WIDTH, 2.6, ncols=2, sharey=True)
     for ax, words in zip(axes, ("held_out", "all_words"), strict=True):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from utils.research.function_run import TaskResult
+    from utils.research.function_measures import TaskResult
 
 _GREY = "#888888"
 _COLOURS = {"function vector": BLUE, "right - shuffled": ORANGE, "right - none": VERMILLION, "random heads": _GREY}
