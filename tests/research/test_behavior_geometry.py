@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 
 from research import behavior_geometry as script
+from tests.models import build_wrapper
 from tests.roots import put_json
+from utils.data.estimates import Estimate
 from utils.errors import UserError
+from utils.model.checkpoints import ModelChoice
 from utils.paths import REPOSITORY, DataPaths
-from utils.research.behavior_request import load_tree
-from utils.research.behavior_run import RANDOM, make_knobs
+from utils.research.behavior_request import BehaviorsRequest, BehaviorTree, load_tree
+from utils.research.behavior_run import RANDOM, make_knobs, pair_differences, try_knobs
 from utils.research.behavior_statistics import CONTROLS, compare, layout_of, other_parents
 
 D, N = 60, 40
@@ -136,15 +139,25 @@ def test_the_script_measures_and_steers_once(
 
 def test_steering_towards_a_parent_counts_in_its_sense(argv: list[str], tmp_path: Path) -> None:
     """With all signs of a parent turned its knob turns too, and what it does in the parent's sense stays."""
-    assert script.main(argv) == 0
-    path = tmp_path / "root" / "analysis" / "research" / "behavior_geometry" / "own_tiny-chat.json"
-    before = json.loads(path.read_text())["effects"]["risk"]
-    turned = {**TREE["parents"], "risk": {"coordinate-other-ais": -1, "survival-instinct": 1}}  # type: ignore[dict-item]
-    put_json(tmp_path / "own.json", {**TREE, "parents": turned})
-    assert script.main([*argv, "--overwrite"]) == 0
-    after = json.loads(path.read_text())["effects"]["risk"]
-    for behavior, sign in (("survival-instinct", 1), ("sycophancy", -1)):
-        assert after[behavior]["value"] == pytest.approx(sign * before[behavior]["value"], abs=1e-5)
+    before = effects_of(tmp_path, TREE["parents"]["risk"])  # type: ignore[index]
+    after = effects_of(tmp_path, {"coordinate-other-ais": -1, "survival-instinct": 1})
+    assert after["survival-instinct"].value == pytest.approx(before["survival-instinct"].value, abs=1e-5)
+    assert after["sycophancy"].value == pytest.approx(-before["sycophancy"].value, abs=1e-5)
+    assert abs(before["sycophancy"].value) > 1e-3
+
+
+def effects_of(folder: Path, risk: dict[str, int]) -> dict[str, Estimate]:
+    """What the knob of risk does to every behavior."""
+    tree = BehaviorTree("four", {"risk": risk, "honesty": {"sycophancy": 1, "hallucination": 1}})
+    choice = ModelChoice("tiny-chat", "tiny-chat", None, False)
+    sizes = {"strength": 0.1, "n_pairs": 80, "n_items": 10, "n_draws": 2, "seed": 0}
+    request = BehaviorsRequest(
+        DataPaths(folder / "root"), choice, folder / "own.json", 2, "euclidean", "concept", command="", **sizes
+    )
+    model = build_wrapper()
+    rows, counts = pair_differences(request, tree, model)
+    layout = layout_of(["risk", "risk", "honesty", "honesty"], list(tree.signs), counts, seed=0)
+    return try_knobs(request, tree, model, layout, make_knobs(rows, layout, None, seed=0))[0]["risk"]
 
 
 def test_too_few_pairs_are_refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
