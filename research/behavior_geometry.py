@@ -73,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
         parser.add_argument(
             f"--{flag}", type=values.positive_int, default=default, metavar="N", help=f"{what} (default: {default})"
         )
-    add_model(parser)
+    add_model(parser, quantize=False)
     add_device(parser)
     return parser
 

@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="draws of each control (default: 20)",
     )
-    add_model(parser)
+    add_model(parser, quantize=False)
     add_device(parser)
     return parser
 

@@ -86,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="X",
         help="of every vector (default: 1, as published)",
     )
-    add_model(parser)
+    add_model(parser, quantize=False)
     add_device(parser)
     return parser
 
