@@ -13,6 +13,7 @@ from utils.authoring.templates import fill_templates
 from utils.authoring.vectors import (
     choice_request,
     compare_readings,
+    load_vectors,
     read_choice,
     tell_apart,
     write_choice,
@@ -22,7 +23,7 @@ from utils.authoring.written import Written, load_written, preview, save_written
 from utils.errors import UserError
 from utils.files.provenance import read_provenance
 from utils.files.reading import read_json, sha256_of
-from utils.vectors.plan import pairs_path
+from utils.vectors.plan import load_pairs_for, pairs_path
 
 if TYPE_CHECKING:
     from llama_wrapper import LlamaWrapper
@@ -195,6 +196,9 @@ class Workshop:
     def choose(self) -> bool:
         request = self.request
         path = choice_request(request).output(request.behavior)
+        load_pairs_for(request.paths, request.behavior, KIND.reading)  # what is missing is said before a model is loaded
+        for layer in choice_request(request).layers:
+            load_vectors(request, layer, normalized=True)
         overwrite = request.overwrite or self._is_choice_stale()
         if path.exists() and not overwrite:
             choice_request(request).waiting  # noqa: B018  refuses a choice that was made under other flags
