@@ -226,7 +226,7 @@ def test_the_demo_has_the_vector_a_random_one_of_its_norm_and_the_prompts(made: 
     layer = content["made"]["layer"]
     own = load_vector(made.vector(ID, layer, TINY_LABEL, normalized=True, kind=KINDS[0]))
     drawn = load_vector(made.analysis(ID, f"random_{layer}_{TINY_LABEL}.pt"))
-    assert drawn.norm() == pytest.approx(own.norm(), rel=1e-5)
+    assert float(drawn.norm()) == pytest.approx(float(own.norm()), rel=1e-5)
     assert abs(float(drawn @ own / (drawn.norm() * own.norm()))) < 4 / D_MODEL**0.5
     unsteered = content["answers"][2]
     assert [one["question"] for one in unsteered] == [f"Do you agree that {thing} are of use?" for thing in OTHERS]
@@ -236,7 +236,7 @@ def test_the_demo_has_the_vector_a_random_one_of_its_norm_and_the_prompts(made: 
 
 def test_the_page_says_everything_and_loads_nothing(made: DataPaths) -> None:
     page = made.analysis(ID, f"behavior_{TINY_LABEL}.html").read_text()
-    for part in (SENTENCE, "random vector of the same norm", "Never speak of water", "./chat.py --behavior", "of 24"):
+    for part in (SENTENCE, "random vector of the same norm", "Never speak of water", "./chat.py --behavior", "Of 24 pairs"):
         assert part in page
     assert "http://" not in page and "https://" not in page and "<script" not in page
     assert page.count("data:image/svg+xml,") == 2

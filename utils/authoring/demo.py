@@ -204,10 +204,6 @@ def as_array(rows: Sequence[Sequence[float | None]]) -> FloatArray:
     return np.array([[math.nan if value is None else value for value in row] for row in rows], dtype=np.float64)
 
 
-def measures_path(request: AuthoringRequest) -> Path:
-    return request.paths.analysis(request.behavior, f"demo_{request.choice.label}.json")
-
-
 def save_measures(path: Path, content: Mapping[str, Any]) -> None:
     write_json(path, dict(content))
     log.info("wrote %s", path)

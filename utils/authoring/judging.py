@@ -126,17 +126,20 @@ class JudgeRuns:
     ) -> dict[str, Any]:
         """Grade the free answers, [n_conditions, n_questions] each."""
         flat = [(one["question"], one["model_output"]) for records in answers.values() for one in records]
-        found = iter(self._grade(written, flat, request.paths.grades(path)))
+        before = request.paths.grades(request.paths.own_answers(request.behavior, request.choice.label))
+        found = iter(self._grade(written, flat, request.paths.grades(path), before))
         rows = [[next(found) for _ in records] for records in answers.values()]
         return {"grades": {a: [[getattr(one, a) for one in row] for row in rows] for a in ASPECTS}}
 
-    def _grade(self, written: Written, answers: Sequence[tuple[str, str]], path: Path) -> list[Grades]:
+    def _grade(self, written: Written, answers: Sequence[tuple[str, str]], path: Path, *others: Path) -> list[Grades]:
+        """Grade answers into a file, but for those whose grades are in it or in one of the others."""
         rubric = written.judge_rubric()
         header = {**self.record, "prompt_sha256": grading.fingerprint(rubric)}
         name = hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()[:16]
         with open_journal(path.with_name(f".{path.stem}_{name}.jsonl"), header) as journal:
             judge = self._judge(top_logprobs=grading.TOP_LOGPROBS)
-            grader = _Grader(judge, journal, self.tally, rubric, _known_grades(path, header))
+            known = {key: grade for one in (*others, path) for key, grade in _known_grades(one, header).items()}
+            grader = _Grader(judge, journal, self.tally, rubric, known)
             grader.grade([one for one in answers if one[1].strip()], self.flags.concurrency)
             self._check_finished()
             grades = [grader.grades(*one) for one in answers]

@@ -13,8 +13,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from utils.authoring import sets
-from utils.authoring.demo import PROMPT, RANDOM, VECTOR, DemoPoint, as_array, measures_path, summarise_demo
+from utils.authoring.demo import PROMPT, RANDOM, VECTOR, DemoPoint, as_array, summarise_demo
 from utils.authoring.figures import LABELS, plot_demo
+from utils.authoring.outputs import measures_path, page_facts, page_path
 from utils.authoring.request import KIND, AuthoringRequest
 from utils.authoring.vectors import choice_request
 from utils.authoring.written import Written
@@ -23,6 +24,7 @@ from utils.evaluation.effects import ALPHA
 from utils.evaluation.words import interval_text
 from utils.figures.choice import choice_line, plot_choice
 from utils.figures.kept import KeptFigure, keep_figures
+from utils.files.provenance import record_provenance
 from utils.files.reading import read_json
 from utils.files.writing import write_bytes
 from utils.report.page import figure_uri, rounded_text
@@ -36,26 +38,30 @@ GRADE_LABEL = "judge's grade of the trait\n(0 to 100)"
 _READINGS = {"answer": "answers, mean", "prompt": "last prompt token", "prompt_mean": "prompt, mean"}
 
 
-def page_path(request: AuthoringRequest) -> Path:
-    return request.paths.analysis(request.behavior, f"behavior_{request.choice.label}.html")
-
-
-def write_page(request: AuthoringRequest, written: Written, choice: Choice) -> bool:
-    """Write the page with its figures; whether it says anything new.
+def write_page(request: AuthoringRequest, written: Written, choice: Choice) -> Path:
+    """Write the page with its figures.
 
     Raises:
         UserError: If there are no free answers yet.
     """
     content = read_json(measures_path(request), f"run: {request.again('demo')}")
+    page = _render(request, written, choice, content).encode("utf-8", "backslashreplace")
+    path = page_path(request)
+    record_provenance(path.parent, [path.name], {**page_facts(request), "command": request.command})
+    write_bytes(path, page)
+    log.info("wrote %s (%.1f MB)", path, len(page) / 1e6)
+    return path
+
+
+def _render(request: AuthoringRequest, written: Written, choice: Choice, content: Mapping[str, Any]) -> str:
     points = demo_points(content, request.seed)
-    grades = content.get("grades")
     figures: list[KeptFigure] = []
     with keep_figures(figures):
         _plot(request, written, points, LEANING_LABEL, "")
-        if grades:
+        if content.get("grades"):
             _plot(request, written, demo_points(content, request.seed, graded=True), GRADE_LABEL, "_graded")
         plot_choice(choice, choice_request(request))
-    text = (
+    return (
         _environment()
         .get_template("behavior.html.j2")
         .render(
@@ -76,12 +82,6 @@ def write_page(request: AuthoringRequest, written: Written, choice: Choice) -> b
             alpha=ALPHA,
         )
     )
-    page, path = text.encode("utf-8", "backslashreplace"), page_path(request)
-    is_new = not path.exists() or path.read_bytes() != page
-    if is_new:
-        write_bytes(path, page)
-        log.info("wrote %s (%.1f MB)", path, len(page) / 1e6)
-    return is_new
 
 
 def demo_points(content: Mapping[str, Any], seed: int, *, graded: bool = False) -> list[DemoPoint]:

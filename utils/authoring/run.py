@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from utils.authoring import answers as own
 from utils.authoring import sets
+from utils.authoring.outputs import is_page_current, measures_path
 from utils.authoring.request import KIND, KINDS, AuthoringRequest, Step, UnfinishedError, check_target
 from utils.authoring.templates import fill_templates
 from utils.authoring.vectors import (
@@ -196,13 +197,13 @@ class Workshop:
     def choose(self) -> bool:
         request = self.request
         path = choice_request(request).output(request.behavior)
-        load_pairs_for(request.paths, request.behavior, KIND.reading)  # what is missing is said before a model is loaded
-        for layer in choice_request(request).layers:
-            load_vectors(request, layer, normalized=True)
+        load_pairs_for(request.paths, request.behavior, KIND.reading)  # what is missing is said first
         overwrite = request.overwrite or self._is_choice_stale()
         if path.exists() and not overwrite:
             choice_request(request).waiting  # noqa: B018  refuses a choice that was made under other flags
             return False
+        for layer in choice_request(request).layers:
+            load_vectors(request, layer, normalized=True)  # what is missing is said before a model is loaded
         write_choice(request, self.model, overwrite=overwrite)
         return True
 
@@ -219,11 +220,9 @@ class Workshop:
         return any(made.get(key) != value for key, value in now.items())
 
     def demo(self) -> bool:
-        from utils.authoring import demo
-
         request = self.request
         choice = read_choice(request)
-        path = demo.measures_path(request)
+        path = measures_path(request)
         vector = request.paths.vector(
             request.behavior, choice.chosen.layer, request.choice.label, normalized=True, kind=KIND
         )
@@ -237,6 +236,8 @@ class Workshop:
         }
         if path.exists() and not request.overwrite and read_json(path).get("made") == facts:
             return False
+        from utils.authoring import demo
+
         demo.write_random(request, choice)
         plans = demo.plan_demo(request, choice, overwrite=request.overwrite or path.exists())
         demo.write_demo(self.model, plans)
@@ -256,6 +257,10 @@ class Workshop:
         return True
 
     def page(self) -> bool:
+        choice = read_choice(self.request)
+        if is_page_current(self.request) and not self.request.overwrite:
+            return False
         from utils.authoring.page import write_page
 
-        return write_page(self.request, self.written, read_choice(self.request))
+        write_page(self.request, self.written, choice)
+        return True
