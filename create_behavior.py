@@ -27,7 +27,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from utils.authoring.request import FILTERS, STEPS, AuthoringRequest, JudgeFlags, check_sentence, id_of
+from utils.authoring.request import FILTERS, STEPS, AuthoringRequest, Filter, JudgeFlags, check_sentence, id_of
 from utils.cli import values
 from utils.cli.flags import add_device, add_layers, add_model, make_parser, model_choice, root_paths
 from utils.cli.judge_flags import OPENAI_URL, add_judge
@@ -134,7 +134,7 @@ def build_request(args: argparse.Namespace) -> AuthoringRequest:
     sentence = None if args.sentence is None else check_sentence(args.sentence, "the sentence")
     if sentence is None and args.id is None:
         raise UserError('say what the model shall do, such as "answers like a pirate", or name what is there with --id')
-    wanted = args.filter or ("projection" if args.template else "judge")
+    wanted: Filter = args.filter or ("projection" if args.template else "judge")
     return AuthoringRequest(
         paths=root_paths(args),
         choice=model_choice(args),

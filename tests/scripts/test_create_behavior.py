@@ -236,7 +236,13 @@ def test_the_demo_has_the_vector_a_random_one_of_its_norm_and_the_prompts(made: 
 
 def test_the_page_says_everything_and_loads_nothing(made: DataPaths) -> None:
     page = made.analysis(ID, f"behavior_{TINY_LABEL}.html").read_text()
-    for part in (SENTENCE, "random vector of the same norm", "Never speak of water", "./chat.py --behavior", "Of 24 pairs"):
+    for part in (
+        SENTENCE,
+        "random vector of the same norm",
+        "Never speak of water",
+        "./chat.py --behavior",
+        "Of 24 pairs",
+    ):
         assert part in page
     assert "http://" not in page and "https://" not in page and "<script" not in page
     assert page.count("data:image/svg+xml,") == 2

@@ -1,7 +1,9 @@
 """What the judge model will be asked, before anything is sent: requests, tokens, dollars."""
 
+from typing import Any
+
 from utils.authoring import grading
-from utils.authoring.asking import PairsPart, QuestionsPart, parts_of
+from utils.authoring.asking import PairsPart, Part, QuestionsPart, parts_of
 from utils.authoring.grading import ASPECTS
 from utils.authoring.request import AuthoringRequest
 from utils.authoring.written import N_PROMPTS, N_QUESTIONS, Written
@@ -41,7 +43,10 @@ def estimate_run(request: AuthoringRequest, written: Written | None) -> str:
 def _writing(request: AuthoringRequest) -> tuple[Estimate, int]:
     """The requests, and the characters of the replies."""
     sentence, total = request.sentence or "", Estimate()
-    parts = [*parts_of(sentence, request.opposite), QuestionsPart("evaluate", sentence, request.opposite, N_QUESTIONS)]
+    parts: list[Part[Any]] = [
+        *parts_of(sentence, request.opposite),
+        QuestionsPart("evaluate", sentence, request.opposite, N_QUESTIONS),
+    ]
     for part in parts:
         total.add(part.messages())
     n_chars = _CHARS_AN_ITEM * (2 * N_PROMPTS + 2 * N_QUESTIONS) + _RUBRIC_CHARS

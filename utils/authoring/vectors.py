@@ -127,7 +127,7 @@ class ReadingSummary:
 
 def load_vectors(request: AuthoringRequest, layer: int, *, normalized: bool) -> "dict[str, Tensor]":
     """The vectors of a layer, by their reading."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for kind in KINDS:
         path = request.paths.vector(request.behavior, layer, request.choice.label, normalized=normalized, kind=kind)
         found[kind.reading] = load_vector(path, hint=f"run: {request.again('vector')}")
