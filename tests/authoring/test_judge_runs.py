@@ -89,7 +89,7 @@ class Unreliable:
         for share, response in (
             (0.05, Response(status=429, headers={"Retry-After": "0.05"})),
             (0.10, Response(status=500)),
-            (0.12, Response(stall=self.timeout * 1.5)),
+            (0.11, Response(stall=self.timeout * 1.5)),
             (0.16, Response(cut=True)),
             (0.18, Response(content="I'm sorry, I can't do that.")),
             (0.20, Response(raw='{"choices": [{"mess')),

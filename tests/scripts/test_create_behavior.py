@@ -244,7 +244,8 @@ def test_the_page_says_everything_and_loads_nothing(made: DataPaths) -> None:
         "Of 24 pairs",
     ):
         assert part in page
-    assert "http://" not in page and "https://" not in page and "<script" not in page
+    outside = page.replace("http://www.w3.org/", "")  # names of SVG's vocabulary, which nothing fetches
+    assert "http://" not in outside and "https://" not in outside and "<script" not in page
     assert page.count("data:image/svg+xml,") == 2
 
 
