@@ -24,6 +24,7 @@ from utils.authoring.written import Written, load_written, preview, save_written
 from utils.errors import UserError
 from utils.files.provenance import read_provenance
 from utils.files.reading import read_json, sha256_of
+from utils.model import processes
 from utils.vectors.plan import load_pairs_for, pairs_path
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ class Workshop:
             confirm: Shows what was written, and says whether to go on.
         """
         check_target(request.paths, request.behavior)
+        if processes.count() > 1:
+            raise UserError("create_behavior.py runs in one process; start it without accelerate launch")
         self.request, self._load, self._confirm = request, load, confirm
         self.tally = Tally()
 
@@ -146,11 +149,9 @@ class Workshop:
         return True
 
     def answer(self) -> bool:
-        request, overwrite = self.request, self.request.overwrite
-        is_new = overwrite or not own.are_answered(request, self.written)
+        request = self.request
+        is_new = request.overwrite or not own.are_answered(request, self.written)
         if is_new:
-            if overwrite:
-                request.paths.own_answers(request.behavior, request.choice.label).unlink(missing_ok=True)
             own.write_answers(self.model, request, self.written)
         if not is_new and sets.are_written(request):
             return False
