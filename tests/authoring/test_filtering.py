@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from utils.authoring.answers import Answer
-from utils.authoring.filtering import Grades, keep_all, keep_graded, keep_projected, split_by_question, usable
+from utils.authoring.filtering import (
+    Grades,
+    keep_all,
+    keep_graded,
+    keep_projected,
+    split_by_question,
+    usable,
+    without_loops,
+)
 from utils.authoring.sets import MIN_PAIRS
 from utils.evaluation.choice import MIN_VALIDATION, VALIDATION_SHARE
 
@@ -46,7 +54,7 @@ def planted(n: int, wrong: set[int], seed: int = 0) -> tuple[np.ndarray, np.ndar
 
 def test_the_projection_keeps_the_planted_pairs_and_drops_the_others() -> None:
     some, wrong = pairs(40), {2, 11, 25, 38}
-    kept = keep_projected(some, *planted(40, wrong), list(range(40)), seed=0)
+    kept = keep_projected(some, *planted(40, wrong), keep_all(some), seed=0)
     assert set(kept.pairs) == set(range(40)) - wrong
     assert kept.dropped["not told apart"] == 4
     assert kept.apart is not None and kept.apart.value == pytest.approx(0.9)
@@ -57,9 +65,24 @@ def test_noise_is_not_told_apart_as_it_would_be_by_its_own_vector() -> None:
     positive, negative = generator.normal(size=(2, 200, 400))
     own = (positive - negative) @ (positive - negative).mean(axis=0)
     assert (own > 0).mean() > 0.85
-    kept = keep_projected(pairs(200), positive, negative, list(range(200)), seed=0)
+    kept = keep_projected(pairs(200), positive, negative, keep_all(pairs(200)), seed=0)
     assert kept.apart is not None and kept.apart.low < 0.5 < kept.apart.high
     assert len(kept.pairs) < 80
+
+
+def test_what_a_question_is_about_does_not_count() -> None:
+    some = pairs(40)
+    shift = np.repeat(np.random.default_rng(2).normal(0, 5, 10), 4)[:, None] * np.eye(D_MODEL)[3]
+    positive, negative = planted(40, {7})
+    kept = keep_projected(some, positive + shift, negative + shift, keep_all(some), seed=0)
+    assert set(kept.pairs) == set(range(40)) - {7}
+
+
+def test_answers_that_repeat_themselves_are_dropped() -> None:
+    plain, loop = "Arr, the moon pulls the tides along.", "A fine day's sail, a fine day's sail, a fine day's sail."
+    some = [pair("a", plain, "The moon."), pair("b", loop, "The moon."), pair("c", plain, loop), pair("d", "", "x")]
+    kept = without_loops(some)
+    assert (kept.pairs, kept.dropped["with loops"], kept.dropped["empty"]) == ((0,), 2, 1)
 
 
 def test_a_question_is_in_one_half_whatever_its_prompts() -> None:

@@ -1,9 +1,10 @@
 """Which pairs of the model's own answers show the behavior on one side and not on the other.
 
 With a judge: trait 50 or more on the one side, below 50 on the other, and coherence 50 or more on both (Chen et al.
-2025). Without: questions are split in two halves; the vector of each half is what the other half's answers are
+2025). Without: what repeats itself goes first, because a small model under a strong prompt often does, and its vector
+would learn that. Then questions are split in two halves; the vector of each half is what the other half's answers are
 projected on, so that no pair is judged by a vector that it has helped to make. A pair is kept where its matching answer
-lies above the middle between both sides' means and its other answer below.
+lies above the mean of all answers to its question, and its other answer below.
 """
 
 import random
@@ -17,6 +18,7 @@ from utils.authoring.answers import Answer
 from utils.data.duplicates import fold
 from utils.data.estimates import Estimate, share_estimate
 from utils.data.records import TextPair
+from utils.evaluation.answer_metrics import distinct_2
 
 if TYPE_CHECKING:
     from llama_wrapper import LlamaWrapper
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 AnswerPairs = Sequence[tuple[Answer, Answer]]
 MIDDLE_GRADE = 50.0
+MIN_DISTINCT_2 = 0.7
+"""Of an answer: the share of its bigrams that differ from all before; a sentence said twice has 0.5, plain ones 0.97."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,18 @@ def keep_all(pairs: AnswerPairs) -> Kept:
     return Kept(tuple(places), dropped, len(pairs))
 
 
+def without_loops(pairs: AnswerPairs) -> Kept:
+    """The usable pairs of which neither answer repeats itself."""
+    places, dropped = usable(pairs)
+    kept = [place for place in places if not any(_repeats_itself(one.model_output) for one in pairs[place])]
+    return Kept(tuple(kept), {**dropped, "with loops": len(places) - len(kept)}, len(pairs))
+
+
+def _repeats_itself(text: str) -> bool:
+    distinct = distinct_2(text)
+    return distinct is not None and distinct < MIN_DISTINCT_2
+
+
 def keep_graded(pairs: AnswerPairs, grades: Mapping[Answer, Grades]) -> Kept:
     """Keep the pairs that the judge tells apart, and whose answers hold together."""
     places, dropped = usable(pairs)
@@ -93,31 +109,30 @@ def keep_graded(pairs: AnswerPairs, grades: Mapping[Answer, Grades]) -> Kept:
     return Kept(tuple(kept), dropped, len(pairs))
 
 
-def keep_projected(
-    pairs: AnswerPairs, positive: "FloatArray", negative: "FloatArray", places: Sequence[int], seed: int
-) -> Kept:
+def keep_projected(pairs: AnswerPairs, positive: "FloatArray", negative: "FloatArray", sound: Kept, seed: int) -> Kept:
     """Keep the pairs that a vector of the other half of the questions tells apart.
 
     Args:
         pairs: All of them.
-        positive: Answer activations of the usable pairs' matching answers, [n_usable, d_model].
+        positive: Answer activations of the sound pairs' matching answers, [n_sound, d_model].
         negative: Of their other answers.
-        places: The usable pairs' places in `pairs`.
+        sound: What may be kept.
         seed: Of the split of questions.
     """
-    _, dropped = usable(pairs)
-    halves = split_by_question([pairs[place][0].question for place in places], seed)
+    places = sound.pairs
+    questions = np.array([pairs[place][0].question for place in places])
+    halves = split_by_question(questions.tolist(), seed)
     above = np.zeros((2, len(places)), dtype=bool)
     further = np.zeros(len(places), dtype=bool)
     for held_out in (0, 1):
         made_from, judged = halves != held_out, halves == held_out
         vector = (positive[made_from] - negative[made_from]).mean(axis=0)
-        middle = ((positive[made_from] + negative[made_from]).mean(axis=0) / 2) @ vector
-        projections = [side[judged] @ vector for side in (positive, negative)]
-        above[:, judged] = [values > middle for values in projections]
+        projections = np.stack([side[judged] @ vector for side in (positive, negative)])
+        means = {one: projections[:, questions[judged] == one].mean() for one in set(questions[judged])}
+        above[:, judged] = projections > np.array([means[one] for one in questions[judged]])
         further[judged] = projections[0] > projections[1]
     keeps = above[0] & ~above[1]
-    dropped["not told apart"] = int((~keeps).sum())
+    dropped = {**sound.dropped, "not told apart": int((~keeps).sum())}
     apart = share_estimate(int(further.sum()), len(places), len(places))
     return Kept(tuple(place for place, keep in zip(places, keeps, strict=True) if keep), dropped, len(pairs), apart)
 

@@ -165,19 +165,22 @@ class Workshop:
             kept = sets.KeptSets(*(filtering.keep_graded(answered[name], grades) for name in ("extract", "evaluate")))
         else:
             # what is tested is not filtered by a vector: the test would find what the filter looked for
-            kept = sets.KeptSets(self._without_judge(answered["extract"]), filtering.keep_all(answered["evaluate"]))
+            plain = filtering.keep_all if request.filter == "none" else filtering.without_loops
+            kept = sets.KeptSets(self._without_judge(answered["extract"]), plain(answered["evaluate"]))
         sets.write_sets(request, self.written, answered, kept)
         return True
 
     def _without_judge(self, pairs: "AnswerPairs") -> "Kept":
         from utils.authoring import filtering
 
-        places, _ = filtering.usable(pairs)
-        if self.request.filter == "none" or len(places) < sets.MIN_PAIRS:
+        if self.request.filter == "none":
             return filtering.keep_all(pairs)
-        texts = filtering.text_pairs(pairs, places)
+        sound = filtering.without_loops(pairs)
+        if len(sound.pairs) < sets.MIN_PAIRS:
+            return sound
+        texts = filtering.text_pairs(pairs, sound.pairs)
         activations = filtering.middle_activations(self.model, texts, self.request.batch_size)
-        return filtering.keep_projected(pairs, *activations, places, self.request.seed)
+        return filtering.keep_projected(pairs, *activations, sound, self.request.seed)
 
     def vector(self) -> bool:
         overwrite = self.request.overwrite or self._are_vectors_stale()

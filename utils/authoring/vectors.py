@@ -143,15 +143,19 @@ def compare_readings(model: "LlamaWrapper", request: AuthoringRequest, choice: C
     layer, strength = choice.chosen.layer, choice.chosen.strength
     norm = layer_norms(model, request.paths)[layer]
     vectors = load_vectors(request, layer, normalized=False)
-    steerings = [Steering(layer, multiplier_of_strength(strength, norm, one), one) for one in vectors.values()]
+    others = [one for reading, one in vectors.items() if reading != KIND.reading]  # that one was tested when chosen
+    steerings = [Steering(layer, multiplier_of_strength(strength, norm, one), one) for one in others]
     items = load_text_pairs(request.paths.test_text_dataset(request.behavior))
     effects = answer_effects(model, items, steerings, request.batch_size, f"{request.behavior}: three readings")
-    outcomes = outcomes_of(effects, request.seed)
+    tested = iter(outcomes_of(effects, request.seed))
+    outcomes = {reading: choice.test if reading == KIND.reading else next(tested) for reading in vectors}
     doubles = {reading: one.double() for reading, one in vectors.items()}
     own = doubles[KIND.reading]
     return [
-        ReadingSummary(reading, float(one.norm()) / norm, float(one @ own / (one.norm() * own.norm())), outcomes[place])
-        for place, (reading, one) in enumerate(doubles.items())
+        ReadingSummary(
+            reading, float(one.norm()) / norm, float(one @ own / (one.norm() * own.norm())), outcomes[reading]
+        )
+        for reading, one in doubles.items()
     ]
 
 
