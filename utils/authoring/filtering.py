@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 AnswerPairs = Sequence[tuple[Answer, Answer]]
 MIDDLE_GRADE = 50.0
 MIN_DISTINCT_2 = 0.7
-"""Of an answer: the share of its bigrams that differ from all before; a sentence said twice has 0.5, plain ones 0.97."""
+"""Share of an answer's bigrams that differ from all before: 0.5 of a sentence said twice, 0.97 of plain answers."""
 
 
 @dataclass(frozen=True)
