@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.reference import carried_path, reference_path
 from utils.behaviors import published_behaviors
 from utils.errors import UserError
-from utils.settings import KEYS, RESULT_TYPES, SteeringSettings, parse_result_name
+from utils.settings import KEYS, OPERATORS, RESULT_TYPES, Beside, SteeringSettings, parse_result_name
 
 PLAIN = SteeringSettings(layer=13, multiplier=1.0, behavior="sycophancy", type="ab", model_size="7b")
 
@@ -32,12 +32,17 @@ def any_settings(draw: st.DrawFn, labels: st.SearchStrategy[str] = LABELS) -> St
         use_base_model=draw(st.booleans()),
         model_size=size,
         model=None if size else draw(labels),
+        quantize=draw(st.sampled_from([None, "int8", "nf4"])),
         override_model_weights_path=draw(st.one_of(st.none(), labels)),
         steer_positions=draw(st.sampled_from(["end_of_prompt", "all"])),
         vector_behavior=draw(st.one_of(st.none(), st.sampled_from(published_behaviors()))),
         temperature=draw(st.floats(0, 10)),
         num_samples=draw(st.integers(1, 1000)),
         seed=draw(st.integers(0, 2**32 - 1)),
+        operator=draw(st.sampled_from(OPERATORS)),
+        quantile=draw(st.floats(0.01, 0.99)),
+        beside=draw(st.one_of(st.none(), st.sampled_from(["refusal@3", "refusal@3x-0.5+the-sea@0"]))),
+        condition=draw(st.one_of(st.none(), labels)),
     )
 
 
@@ -213,12 +218,24 @@ def test_the_flags_of_a_command_are_the_keys_that_are_not_at_their_default() -> 
 
 def test_settings_name_the_same_model_whatever_else_they_say() -> None:
     assert PLAIN.same_model(replace(PLAIN, layer=2, behavior="refusal", system_prompt="pos"))
-    for change in ({"use_base_model": True}, {"model_size": "13b"}, {"model_size": None, "model": "7b"}):
+    for change in (
+        {"use_base_model": True},
+        {"model_size": "13b"},
+        {"model_size": None, "model": "7b"},
+        {"quantize": "nf4"},
+    ):
         assert not PLAIN.same_model(replace(PLAIN, **change))
 
 
 def test_a_description_leaves_out_what_a_figure_runs_over() -> None:
     assert PLAIN.describe("layer", "multiplier") == "behavior=sycophancy_type=ab_use_base_model=False_model_size=7b"
+
+
+def test_a_vector_beside_another_is_written_as_it_is_read() -> None:
+    for text, wanted in (("the-sea@12", Beside("the-sea", 12)), ("refusal@3x-0.5", Beside("refusal", 3, -0.5))):
+        assert Beside.parse(text) == wanted
+        assert str(wanted) == text
+    assert str(Beside.parse("refusal@3x1.0")) == "refusal@3"
 
 
 @pytest.mark.parametrize(
@@ -231,8 +248,10 @@ def test_a_description_leaves_out_what_a_figure_runs_over() -> None:
         ({"type": "essay"}, "unknown result type 'essay'; choose from: ab, open_ended, truthful_qa, mmlu"),
         ({"model": "x"}, "either a model_size or a model"),
         ({"model_size": None}, "either a model_size or a model"),
+        ({"operator": "ad"}, "unknown operator 'ad'; did you mean add\\? Else choose from: add, add_keep_norm"),
+        ({"beside": "refusal"}, "'refusal' does not name a vector; write BEHAVIOR@LAYER or BEHAVIOR@LAYERxWEIGHT"),
         ({"layer": -1}, "layer -1 is negative"),
-        ({"multiplier": float("nan")}, "multiplier nan .* is not a finite number"),
+        ({"multiplier": float("nan")}, "multiplier nan is not a finite number"),
         ({"temperature": float("inf")}, "temperature inf is not a finite number"),
     ],
 )

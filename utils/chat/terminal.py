@@ -21,6 +21,7 @@ from utils.files.redaction import printable
 from utils.files.writing import write_json
 from utils.model.chat_format import Message
 from utils.model.steering import Steering
+from utils.settings import known_operator
 
 if TYPE_CHECKING:
     from llama_wrapper import LlamaWrapper
@@ -31,6 +32,7 @@ HELP = """\
 /layer N            the decoder layer that is steered, counted from 0
 /behavior ID        steer with a behavior's vector; /behavior alone lists those that there are
 /vector FILE        steer with a vector file; /vector off: with none
+/operator NAME      what is done with the vector: add, clamp, ablate, ...
 /compare [X ...]    answer the last message again, unsteered beside steered, or at these multipliers (a strip)
 /strip              the same at -2 -1 0 1 2
 /again              answer the last message again
@@ -73,6 +75,7 @@ class Terminal:
             "layer": lambda text: self._turn_ask(layer=_number(text, int)),
             "behavior": self._behavior,
             "vector": self._vector,
+            "operator": lambda text: self._turn_ask(operator=known_operator(text)),
             "compare": self._compare,
             "strip": lambda _: self._compare(" ".join(map(str, STRIP))),
             "again": lambda _: self._again(),
@@ -129,7 +132,11 @@ class Terminal:
     def describe(self) -> str:
         """What is set, in one line."""
         knobs = self.knobs
-        steered = ", ".join(f"{ask.source} x {ask.multiplier:g} at layer {ask.layer}" for ask in knobs.asks)
+        steered = ", ".join(
+            f"{ask.source} x {ask.multiplier:g} at layer {ask.layer}"
+            + (f" ({ask.operator})" if ask.operator != "add" else "")
+            for ask in knobs.asks
+        )
         parts = [self.model.label, steered or "no steering"]
         parts += [f"temperature {knobs.temperature:g}, seed {knobs.seed}"] if knobs.temperature else ["greedy"]
         parts += [f"system prompt: {knobs.system_prompt}"] if knobs.system_prompt is not None else []
@@ -210,7 +217,7 @@ class Terminal:
         self.knobs = replace(self.knobs, **changes)
         self._say(self.describe())
 
-    def _turn_ask(self, layer: int | None = None, multiplier: float | None = None) -> None:
+    def _turn_ask(self, layer: int | None = None, multiplier: float | None = None, operator: str | None = None) -> None:
         if not self.knobs.asks:
             raise UserError("nothing is steered: /behavior ID or /vector FILE names a vector")
         first, *others = self.knobs.asks
@@ -218,6 +225,7 @@ class Terminal:
             first.source,
             first.layer if layer is None else layer,
             first.multiplier if multiplier is None else multiplier,
+            operator or first.operator,
         )
         self.shelf.steering(ask)
         self._set(asks=(ask, *others))
