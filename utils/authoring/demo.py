@@ -96,8 +96,8 @@ def write_random(request: AuthoringRequest, choice: Choice) -> None:
 
 def write_demo(model: "LlamaWrapper", plans: Sequence[SweepPlan]) -> int:
     """Make what is missing."""
-    from utils.evaluation.plan import load_vectors
     from utils.evaluation.sweep import run_sweeps
+    from utils.evaluation.sweep_vectors import load_vectors
 
     return sum(run_sweeps(model, plan, load_vectors(plan)) for plan in plans if plan.waiting)
 
