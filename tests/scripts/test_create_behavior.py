@@ -109,8 +109,8 @@ def test_a_sentence_with_a_key_of_the_environment_is_refused(
     assert snapshot(tmp_path) == {}
 
 
-@pytest.mark.parametrize("folder", ["datasets/raw", "datasets/test/x", "vectors/x", "results"])
-def test_folders_that_lead_out_of_the_root_are_refused(
+@pytest.mark.parametrize("folder", ["datasets/raw/x", "datasets/test/x", "vectors/x", "results/x"])
+def test_folders_of_the_behavior_that_lead_elsewhere_are_refused(
     folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
@@ -119,7 +119,7 @@ def test_folders_that_lead_out_of_the_root_are_refused(
     link.parent.mkdir(parents=True)
     link.symlink_to(elsewhere)
     assert create_behavior.main(["x", "--template", "--root", str(tmp_path / "root")]) == 2
-    assert "remove the link" in error_lines(capsys.readouterr().err)[0]
+    assert "is a link" in error_lines(capsys.readouterr().err)[0]
     assert list(elsewhere.iterdir()) == []
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LABELS = {VECTOR: "the vector", RANDOM: "random vector of the same norm", PROMPT: "system prompts, no steering"}
-_STYLES = {VECTOR: LineStyle(BLUE, "o", "-"), RANDOM: LineStyle("0.55", "s", ":")}
+_STYLES = {VECTOR: LineStyle(BLUE, "o", "-"), RANDOM: LineStyle("0.55", "s", "None")}
 
 
 def plot_demo(stem: Path, points: Sequence[DemoPoint], title: str, note: str, value_label: str) -> None:

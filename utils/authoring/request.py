@@ -148,7 +148,7 @@ def id_of(sentence: str) -> str:
 
 
 def check_target(paths: DataPaths, behavior: str) -> None:
-    """Refuse an id that is another's, and folders that lead out of the root.
+    """Refuse an id that is another's, and folders that lead elsewhere.
 
     Raises:
         UserError: If it cannot be an id, names a behavior that was not made from a sentence, or a path leads elsewhere.
@@ -159,7 +159,7 @@ def check_target(paths: DataPaths, behavior: str) -> None:
     if behavior in KNOWLEDGE_SETS or (there and not is_ours):
         what = there[0] if there else behavior
         raise UserError(f"--id {behavior}: {what} is there already and was not made from a sentence; choose another id")
-    check_inside(paths, behavior)
+    check_folders(paths, behavior)
 
 
 def written_files(paths: DataPaths, behavior: str) -> tuple[Path, ...]:
@@ -178,16 +178,15 @@ def written_files(paths: DataPaths, behavior: str) -> tuple[Path, ...]:
     )
 
 
-def check_inside(paths: DataPaths, behavior: str) -> None:
+def check_folders(paths: DataPaths, behavior: str) -> None:
     """
     Raises:
-        UserError: If something would be written outside of the root, because a folder is a link.
+        UserError: If one of the behavior's own folders is a link: what is written for it could land in another's.
     """
-    root = paths.root.resolve()
-    folders = [file.parent for file in written_files(paths, behavior)]
+    folders = [file.parent for file in written_files(paths, behavior) if file.parent.name == behavior]
     folders += [paths.vectors_dir(behavior, normalized=flag) for flag in (False, True)]
     folders += [paths.results_dir / behavior, paths.grades(paths.own_answers(behavior, "any")).parent]
     folders += [paths.metrics_dir / behavior, paths.analysis(behavior)]
     for folder in folders:
-        if not folder.resolve().is_relative_to(root):
-            raise UserError(f"{folder} leads out of {paths.root} (to {folder.resolve()}); remove the link")
+        if folder.is_symlink():
+            raise UserError(f"{folder} is a link (to {folder.resolve()}); remove it, or choose another --id")
