@@ -98,7 +98,7 @@ def add_answering(parser: argparse.ArgumentParser) -> None:
         help="multiples of the vector in the free answers, 0 among them (default: -2 -1 0 1 2)",
     )
     answering.add_argument(
-        "--max_new_tokens", type=values.positive_int, default=40, metavar="N", help="tokens an answer (default: 40)"
+        "--max_new_tokens", type=values.positive_int, default=32, metavar="N", help="tokens an answer (default: 32)"
     )
     answering.add_argument(
         "--temperature",

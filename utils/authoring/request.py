@@ -77,7 +77,7 @@ class AuthoringRequest:
     layers: tuple[int, ...] | None = None
     """To choose among; None for every second one in the middle of the model."""
     multipliers: tuple[float, ...] = (-2.0, -1.0, 0.0, 1.0, 2.0)
-    max_new_tokens: int = 40
+    max_new_tokens: int = 32
     temperature: float = 0.0
     num_samples: int = 1
     kl: float = 1.0
