@@ -30,6 +30,7 @@ from utils.cli.run import EXIT_DONE, exit_with, run_main
 from utils.errors import UserError
 from utils.model.checkpoints import EMBEDDED_SIZE
 from utils.model.shapes import model_shape
+from utils.settings import OPERATORS
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,13 @@ def build_parser() -> argparse.ArgumentParser:
     vector.add_argument("--vector", type=Path, metavar="FILE", help="steer with this vector file")
     parser.add_argument("--layer", type=values.layer, metavar="N", help="steered decoder layer, counted from 0")
     parser.add_argument("--multiplier", type=values.finite_float, metavar="X", help="multiple of the vector")
+    parser.add_argument(
+        "--operator",
+        type=values.operator,
+        default="add",
+        metavar="NAME",
+        help=f"what is done with the vector: {', '.join(OPERATORS)} (default: add)",
+    )
     add_vector_kind(parser, "the chosen one, else answer, else letter")
     parser.add_argument("--system", metavar="TEXT", help="system prompt (default: none)")
     parser.add_argument(
@@ -81,14 +89,15 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--vector {args.vector}: a vector file ends in .pt")
     if source is None:
         shelf.check_not_empty()
-    asks = (shelf.ask(source, args.layer, args.multiplier),) if source else ()
+    asks = (shelf.ask(source, args.layer, args.multiplier, args.operator),) if source else ()
     for ask in asks:
-        shelf.steering(ask)
+        shelf.load(ask.source, ask.layer)
     knobs = Knobs(asks, args.system, args.temperature, args.seed, args.max_new_tokens)
 
     from llama_wrapper import LlamaWrapper
 
     model = LlamaWrapper.load(choice, args.device, args.dtype, over_all_devices=args.device_map == "auto")
+    shelf.model = model
     if args.web:
         from utils.chat.web import serve_page
 

@@ -13,7 +13,7 @@ Every fast path has a plain one beside it that runs one full sequence a combinat
 
 import logging
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from utils.model.batching import CPU_TOKENS_PER_PASS
 from utils.model.bulk import generate_rows
 from utils.model.chat_format import ChatFormat, PromptTokens
 from utils.model.checkpoints import ModelChoice, choice_of
+from utils.model.conditions import opened, score_gated
 from utils.model.fingerprint import fingerprint_of
 from utils.model.generation import Decoding, GenerationRow, generate_without_cache
 from utils.model.loading import load_checkpoint, load_weights_over, pick_device, pick_dtype
@@ -177,7 +178,7 @@ class LlamaWrapper:
             [n_layers, seq_len, d_model], in the model's dtype, on the CPU.
         """
         check_range([steering], self.dtype)
-        rows = RowSteering([steering], self.layers)
+        rows = RowSteering(opened(self, prompt, [steering]), self.layers)
         rows.positions = torch.arange(len(prompt))[None] >= prompt.steer_start
         ids = torch.tensor([prompt.ids], device=self.device)
         with rows.applied(), capture_outputs(self.layers) as captured:
@@ -270,7 +271,12 @@ class LlamaWrapper:
             Index into `prompts` and its probabilities, [len(steerings), len(token_ids[index])], float32.
         """
         check_range(steerings, self.dtype)
-        return scoring.score(self.runtime, prompts, steerings, token_ids, batch_size, skip)
+
+        def score(items: list[int], rows: Sequence[Steerings], done: Collection[int]) -> Iterator[tuple[int, Tensor]]:
+            ids = [token_ids[i] for i in items]
+            return scoring.score(self.runtime, [prompts[i] for i in items], rows, ids, batch_size, done)
+
+        return score_gated(self, prompts, steerings, skip, score)
 
     def score_plainly(
         self,
@@ -282,7 +288,12 @@ class LlamaWrapper:
     ) -> Iterator[tuple[int, Tensor]]:
         """The same as `score`, with one full sequence for every prompt and steering."""
         check_range(steerings, self.dtype)
-        return scoring.score_plainly(self.runtime, prompts, steerings, token_ids, batch_size, skip)
+
+        def score(items: list[int], rows: Sequence[Steerings], done: Collection[int]) -> Iterator[tuple[int, Tensor]]:
+            ids = [token_ids[i] for i in items]
+            return scoring.score_plainly(self.runtime, [prompts[i] for i in items], rows, ids, batch_size, done)
+
+        return score_gated(self, prompts, steerings, skip, score)
 
     def score_answers(
         self,
@@ -305,7 +316,11 @@ class LlamaWrapper:
             Index into `pairs` and [len(steerings), 2] float32: of the matching and of the other answer, in nats.
         """
         check_range(steerings, self.dtype)
-        return answer_scoring.score_answers(self.runtime, pairs, steerings, batch_size, skip)
+
+        def score(items: list[int], rows: Sequence[Steerings], done: Collection[int]) -> Iterator[tuple[int, Tensor]]:
+            return answer_scoring.score_answers(self.runtime, [pairs[i] for i in items], rows, batch_size, done)
+
+        return score_gated(self, [pair.matching for pair in pairs], steerings, skip, score)
 
     def score_answers_plainly(
         self,
@@ -316,7 +331,11 @@ class LlamaWrapper:
     ) -> Iterator[tuple[int, Tensor]]:
         """The same as `score_answers`, with one full sequence for every answer and steering."""
         check_range(steerings, self.dtype)
-        return answer_scoring.score_answers_plainly(self.runtime, pairs, steerings, batch_size, skip)
+
+        def score(items: list[int], rows: Sequence[Steerings], done: Collection[int]) -> Iterator[tuple[int, Tensor]]:
+            return answer_scoring.score_answers_plainly(self.runtime, [pairs[i] for i in items], rows, batch_size, done)
+
+        return score_gated(self, [pair.matching for pair in pairs], steerings, skip, score)
 
     # --- generating ---
 
@@ -348,6 +367,7 @@ class LlamaWrapper:
         self.runtime.check_lengths([len(row.prompt) for row in rows], max_new_tokens)
         check_range([row.steering for row in rows], self.dtype)
         decoding = Decoding(max_new_tokens, self.end_ids, self.runtime.pad_id, temperature)
+        rows = [replace(row, steering=opened(self, row.prompt, [row.steering])[0]) for row in rows]
 
         def generate_some(items: list[int], at_once: int) -> Iterator[tuple[int, list[int]]]:
             return generate_rows(self.model, self.layers, [rows[i] for i in items], decoding, at_once)

@@ -24,6 +24,7 @@ from utils.cli.flags import (
     add_layers,
     add_model,
     add_multipliers,
+    add_operator,
     add_vector_kind,
     data_paths,
     make_parser,
@@ -31,7 +32,8 @@ from utils.cli.flags import (
     vector_kind,
 )
 from utils.cli.run import EXIT_DONE, exit_with, run_main
-from utils.evaluation.plan import SweepRequest, load_vectors, plan_sweeps
+from utils.evaluation.plan import SweepRequest, plan_sweeps
+from utils.evaluation.sweep_vectors import load_vectors
 from utils.files.redaction import printable
 from utils.model import processes
 from utils.settings import RESULT_TYPES, Orders
@@ -81,6 +83,25 @@ def build_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="FILE",
         help="steer with this vector file (several times: with their sum), whatever the behavior has",
+    )
+    add_operator(parser)
+    parser.add_argument(
+        "--beside",
+        nargs="+",
+        type=flag_values.beside,
+        default=[],
+        metavar="BEHAVIOR@LAYERxWEIGHT",
+        help="steer with these vectors, too, at WEIGHT (default: 1) times the multiplier, each at its layer",
+    )
+    parser.add_argument(
+        "--condition",
+        type=Path,
+        metavar="FILE",
+        help="steer only prompts like the matching ones of these pairs of prompts: a gate on the cosine with a "
+        "condition vector, whose layer and threshold have the best F1 on the pairs",
+    )
+    parser.add_argument(
+        "--condition_vector", type=Path, metavar="FILE", help="of that gate (default: every second pair makes one)"
     )
     parser.add_argument(
         "--questions",
@@ -143,6 +164,11 @@ def build_request(args: argparse.Namespace) -> SweepRequest:
         questions=args.questions,
         limit=args.limit,
         orders=args.orders,
+        operator=args.operator,
+        quantile=args.quantile,
+        beside=tuple(args.beside),
+        condition=args.condition,
+        condition_vector=args.condition_vector,
         temperature=args.temperature,
         num_samples=args.num_samples,
         seed=args.seed,

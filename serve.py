@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     from utils.chat.web import serve_app
 
     model = LlamaWrapper.load(choice, args.device, args.dtype, over_all_devices=args.device_map == "auto")
+    shelf.model = model
     engine = Engine(model, args.max_rows)
     app = build_server(model, shelf, engine, args.host, key)
     try:

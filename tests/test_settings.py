@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.reference import carried_path, reference_path
 from utils.behaviors import published_behaviors
 from utils.errors import UserError
-from utils.settings import KEYS, RESULT_TYPES, SteeringSettings, parse_result_name
+from utils.settings import KEYS, OPERATORS, RESULT_TYPES, Beside, SteeringSettings, parse_result_name
 
 PLAIN = SteeringSettings(layer=13, multiplier=1.0, behavior="sycophancy", type="ab", model_size="7b")
 
@@ -39,6 +39,10 @@ def any_settings(draw: st.DrawFn, labels: st.SearchStrategy[str] = LABELS) -> St
         temperature=draw(st.floats(0, 10)),
         num_samples=draw(st.integers(1, 1000)),
         seed=draw(st.integers(0, 2**32 - 1)),
+        operator=draw(st.sampled_from(OPERATORS)),
+        quantile=draw(st.floats(0.01, 0.99)),
+        beside=draw(st.one_of(st.none(), st.sampled_from(["refusal@3", "refusal@3x-0.5+the-sea@0"]))),
+        condition=draw(st.one_of(st.none(), labels)),
     )
 
 
@@ -227,6 +231,13 @@ def test_a_description_leaves_out_what_a_figure_runs_over() -> None:
     assert PLAIN.describe("layer", "multiplier") == "behavior=sycophancy_type=ab_use_base_model=False_model_size=7b"
 
 
+def test_a_vector_beside_another_is_written_as_it_is_read() -> None:
+    for text, wanted in (("the-sea@12", Beside("the-sea", 12)), ("refusal@3x-0.5", Beside("refusal", 3, -0.5))):
+        assert Beside.parse(text) == wanted
+        assert str(wanted) == text
+    assert str(Beside.parse("refusal@3x1.0")) == "refusal@3"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -237,8 +248,10 @@ def test_a_description_leaves_out_what_a_figure_runs_over() -> None:
         ({"type": "essay"}, "unknown result type 'essay'; choose from: ab, open_ended, truthful_qa, mmlu"),
         ({"model": "x"}, "either a model_size or a model"),
         ({"model_size": None}, "either a model_size or a model"),
+        ({"operator": "ad"}, "unknown operator 'ad'; did you mean add\\? Else choose from: add, add_keep_norm"),
+        ({"beside": "refusal"}, "'refusal' does not name a vector; write BEHAVIOR@LAYER or BEHAVIOR@LAYERxWEIGHT"),
         ({"layer": -1}, "layer -1 is negative"),
-        ({"multiplier": float("nan")}, "multiplier nan .* is not a finite number"),
+        ({"multiplier": float("nan")}, "multiplier nan is not a finite number"),
         ({"temperature": float("inf")}, "temperature inf is not a finite number"),
     ],
 )

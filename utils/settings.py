@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Collection
 from dataclasses import KW_ONLY, MISSING, dataclass, fields, replace
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, get_args
 
 from utils.errors import UserError
@@ -25,6 +26,10 @@ Reading = Literal["letter", "answer", "last", "prompt"]
 token of the prompt."""
 Origin = Literal["pairs", "answers"]
 """Whose answers a vector is made from: those of the contrast pairs, or the model's own under two system prompts."""
+ADDING_OPERATORS = ("add", "add_keep_norm", "clamp")
+"""Operators that put in multiplier x vector, which a strength may measure."""
+OPERATORS = (*ADDING_OPERATORS, "ablate", "cap", "rotate", "rotate_by")
+"""What may be done with a vector (`utils.model.operators`); of the others the multiplier is a share (1: wholly)."""
 METHODS = ("mean", "pca", "pca_pairs", "probe", "lda")
 """The estimators that a vector may be made by (`utils.vectors.estimators`)."""
 Knob = Literal["multiplier", "strength"]
@@ -66,10 +71,47 @@ class Key:
 def _one_of(what: str, allowed: Collection[str]) -> Callable[[str], str]:
     def read(text: str) -> str:
         if text not in allowed:
-            raise UserError(f"unknown {what} {text!r}; choose from: {', '.join(allowed)}")
+            near = get_close_matches(text, list(allowed), 1)
+            meant = f"did you mean {near[0]}? Else " if near else ""
+            raise UserError(f"unknown {what} {text!r}; {meant}choose from: {', '.join(allowed)}")
         return text
 
     return read
+
+
+known_operator = _one_of("operator", OPERATORS)
+"""An operator's name; UserError, with the nearest one, where it is none."""
+_BESIDE = re.compile(
+    r"(?P<behavior>[A-Za-z0-9][A-Za-z0-9-]{0,63})@(?P<layer>\d{1,4})(?:x(?P<weight>[+-]?\d+(?:\.\d+)?))?"
+)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A behavior's vector that is used together with the one that is swept."""
+
+    behavior: str
+    layer: int
+    weight: float = 1.0
+    """Its multiplier (or strength) as a multiple of the swept one."""
+
+    @classmethod
+    def parse(cls, text: str) -> "Beside":
+        """
+        Raises:
+            UserError: If it is not `BEHAVIOR@LAYER` or `BEHAVIOR@LAYERxWEIGHT`.
+        """
+        if not (match := _BESIDE.fullmatch(text)):
+            raise UserError(f"{text!r} does not name a vector; write BEHAVIOR@LAYER or BEHAVIOR@LAYERxWEIGHT")
+        return cls(match["behavior"], int(match["layer"]), float(match["weight"] or 1.0))
+
+    def __str__(self) -> str:
+        return f"{self.behavior}@{self.layer}" + (f"x{self.weight:g}" if self.weight != 1.0 else "")
+
+
+def parse_beside(text: str) -> str:
+    """Several of them, joined by '+', as a result's name has them."""
+    return "+".join(str(Beside.parse(part)) for part in text.split("+"))
 
 
 def _method(text: str) -> str:
@@ -137,6 +179,14 @@ class SteeringSettings:
     limit: Annotated[int | None, Key(int)] = None
     """How many items of the test set are asked, the first ones; None for all."""
     orders: Annotated[Orders, Key(_one_of("orders", get_args(Orders)))] = "given"
+    operator: Annotated[str, Key(known_operator, steers=True)] = "add"
+    """What is done with the vector."""
+    quantile: Annotated[float, Key(float, steers=True)] = 0.75
+    """Of the vector's component in neutral answers: where the operator `cap` cuts."""
+    beside: Annotated[str | None, Key(parse_beside, steers=True)] = None
+    """Vectors that are used together with the swept one, joined by '+': BEHAVIOR@LAYERxWEIGHT."""
+    condition: Annotated[str | None, Key(str, steers=True)] = None
+    """Name of the pairs of prompts between which a gate was fitted; only prompts that open it are steered."""
     knob: Annotated[Knob, Key(_one_of("knob", get_args(Knob)), steers=True, names_another=True)] = "multiplier"
 
     def __post_init__(self) -> None:
@@ -149,9 +199,9 @@ class SteeringSettings:
         if self.layer < 0:
             raise UserError(f"layer {self.layer} is negative; layers are counted from 0")
         numbers = {name: value for name, value in values.items() if isinstance(value, float)}
-        if not all(map(math.isfinite, numbers.values())):
-            named = " or ".join(f"{name} {value}" for name, value in numbers.items())
-            raise UserError(f"{named} is not a finite number")
+        for name, value in numbers.items():
+            if not math.isfinite(value):
+                raise UserError(f"{name} {value} is not a finite number")
 
     @property
     def result_name(self) -> str:

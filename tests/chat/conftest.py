@@ -29,5 +29,7 @@ def chat_model(tiny_checkpoint: Path) -> LlamaWrapper:
 
 
 @pytest.fixture
-def shelf(chat_root: Path, tiny_checkpoint: Path) -> Shelf:
-    return Shelf(DataPaths(chat_root), choose_model("", str(tiny_checkpoint), False), N_LAYERS, D_MODEL)
+def shelf(chat_root: Path, tiny_checkpoint: Path, chat_model: LlamaWrapper) -> Shelf:
+    shelf = Shelf(DataPaths(chat_root), choose_model("", str(tiny_checkpoint), False), N_LAYERS, D_MODEL)
+    shelf.model = chat_model
+    return shelf

@@ -165,7 +165,7 @@ def test_what_no_command_gives_again_is_said_in_a_line(shelf: Shelf) -> None:
     asks = (Ask("sycophancy", 2, 1.5), Ask("refusal", 1, 1.0))
     for history, knobs, why in (
         (LONG, Knobs(asks[:1]), "earlier turns"),
-        (USER, Knobs(asks), "one layer and one multiplier"),
+        (USER, Knobs(asks), "one layer, one multiplier"),
         (USER, Knobs(asks[:1], "Be a pirate."), "--system_prompt"),
     ):
         assert reproduce(shelf, history, knobs).startswith("# no command: ")

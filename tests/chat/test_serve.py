@@ -23,8 +23,10 @@ from utils.chat.replies import seed_of
 from utils.chat.server import build_server
 from utils.chat.shelf import Shelf
 from utils.chat.web import listen
+from utils.model.ablation import ablate
 from utils.model.checkpoints import choose_model
 from utils.model.generation import GenerationRow
+from utils.model.operators import Rotate, clamp, second_axis
 from utils.model.steering import Steering
 from utils.paths import DataPaths
 
@@ -42,6 +44,7 @@ def engine(chat_model: LlamaWrapper) -> Iterator[Engine]:
 @pytest.fixture(scope="module")
 def address(chat_root: Path, chat_model: LlamaWrapper, tiny_checkpoint: Path, engine: Engine) -> Iterator[str]:
     shelf = Shelf(DataPaths(chat_root), choose_model("", str(tiny_checkpoint), False), 4, 32)
+    shelf.model = chat_model
     app = build_server(chat_model, shelf, engine, "127.0.0.1", "secret-key")
     listener = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1))
@@ -91,6 +94,14 @@ def test_the_field_steering_says_it_in_full(client: openai.OpenAI, chat_model: L
         assert say(client, extra_body={"steering": [entry]}) == expected(chat_model, steering)
 
 
+def test_a_request_may_name_any_operator(client: openai.OpenAI, chat_model: LlamaWrapper) -> None:
+    of_layers = [random_vector(10 + layer) for layer in range(4)]
+    for name, operator in (("clamp", clamp), ("ablate", ablate), ("rotate", Rotate(second_axis(of_layers)))):
+        entry = {"behavior": "refusal", "layer": 1, "multiplier": 0.9, "operator": name}
+        steering = Steering(1, 0.9, of_layers[1], operator)
+        assert say(client, extra_body={"steering": [entry]}) == expected(chat_model, steering)
+
+
 def test_sampling_is_that_of_the_other_scripts_at_the_same_seed(
     client: openai.OpenAI, chat_model: LlamaWrapper
 ) -> None:
@@ -134,7 +145,11 @@ def test_a_stop_text_ends_an_answer_before_itself(client: openai.OpenAI) -> None
         ({"extra_body": {"steering": [{"behavior": "refusal", "layer": "2"}]}}, "not a whole number"),
         ({"extra_body": {"steering": [{"behavior": "refusal", "layer": 2, "multiplier": "x"}]}}, "not a finite number"),
         ({"extra_body": {"steering": [{"behavior": "refusal", "strength": 2}]}}, "unknown key 'strength'"),
-        ({"extra_body": {"steering": [{"behavior": "refusal", "operator": "rotate"}]}}, "operator 'rotate'"),
+        ({"extra_body": {"steering": [{"behavior": "refusal", "operator": "rotat"}]}}, "did you mean rotate?"),
+        (
+            {"extra_body": {"steering": [{"vector": [1.0] * 32, "layer": 1, "operator": "rotate"}]}},
+            "at least two layers",
+        ),
         ({"extra_body": {"steering": [{"vector": [1.0, 2.0], "layer": 1}]}}, "expected 32 numbers, found 2"),
         ({"extra_body": {"steering": [{"vector": [1e300] * 32, "layer": 1}]}}, "beyond the range"),
         ({"extra_body": {"steering": [{"vector": "../secret.pt", "layer": 1}]}}, "is not a .pt file under"),

@@ -57,6 +57,10 @@ def test_a_whole_chat(terminal: pexpect.spawn, tmp_path: Path) -> None:
     command = said(terminal, "/command")
     assert "./prompting_with_steering.py" in command
     assert "--layers 1 --multipliers 40.0" in " ".join(command.split())
+    assert "at layer 1 (clamp)" in said(terminal, "/operator clamp")
+    assert "did you mean clamp?" in said(terminal, "/operator clam")
+    assert "--operator clamp" in " ".join((said(terminal, "/again") + said(terminal, "/command")).split())
+    assert "(clamp)" not in said(terminal, "/operator add")
     assert "temperature 0.5, seed 3" in said(terminal, "/temperature 0.5") + said(terminal, "/seed 3")
     assert "system prompt: Be brief." in said(terminal, "/system Be brief.")
     assert "system prompt" not in said(terminal, "/system off")

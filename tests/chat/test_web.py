@@ -20,7 +20,10 @@ from utils.chat.shelf import Ask, Shelf
 from utils.chat.web import build_app, listen
 from utils.chat.worker import Worker
 from utils.errors import UserError
+from utils.model.ablation import ablate
 from utils.model.chat_format import Message
+from utils.model.steering import Steering
+from utils.settings import OPERATORS
 
 HISTORY = [{"role": "user", "content": "What is the sea?"}]
 ASK = {"source": "sycophancy", "layer": 2, "multiplier": 1.5}
@@ -59,6 +62,16 @@ def test_columns_stream_and_end_as_reply_does(client: TestClient, chat_model: Ll
     assert {e["end"]: e["text"] for e in strip if "end" in e}[2] == ends[0]
 
 
+def test_the_page_offers_every_operator_and_answers_under_it(client: TestClient, chat_model: LlamaWrapper) -> None:
+    assert tuple(client.get("/api/setup").json()["operators"]) == OPERATORS
+    ablated = Steering(ASK["layer"], ASK["multiplier"], random_vector(ASK["layer"]), ablate)
+    wanted = chat_model.ask("What is the sea?", ablated, max_new_tokens=6)
+    found = events(client, asks=[{**ASK, "operator": "ablate"}])
+    assert {event["end"]: event["text"] for event in found if "end" in event}[1] == wanted
+    refused = client.post("/api/vector", json={"history": [], "asks": [{**ASK, "operator": "ablate"}]})
+    assert "the operator ablate does something else" in refused.json()["error"]
+
+
 def test_two_vectors_at_once_are_both_added(client: TestClient, chat_model: LlamaWrapper, shelf: Shelf) -> None:
     two = [ASK, {"source": "refusal", "layer": 1, "multiplier": -2.0}]
     steerings = tuple(shelf.steering(Ask(**ask)) for ask in two)
@@ -93,6 +106,7 @@ def test_what_cannot_be_answered_is_one_line_in_the_stream(
         ({"nonsense": 1}, "nonsense"),
         ({"history": "x"}, "history"),
         ({"temperature": "warm"}, "temperature"),
+        ({"asks": [{**ASK, "operator": "ad"}]}, "asks.0.operator"),
     ],
 )
 def test_broken_requests_are_refused_in_one_line(client: TestClient, changes: dict[str, Any], error: str) -> None:

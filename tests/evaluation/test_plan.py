@@ -9,7 +9,8 @@ import pytest
 from tests.models import N_LAYERS
 from utils.errors import UserError
 from utils.evaluation.kinds import KINDS
-from utils.evaluation.plan import SweepRequest, check_request, load_vectors, plan_sweeps
+from utils.evaluation.plan import SweepRequest, check_request, plan_sweeps
+from utils.evaluation.sweep_vectors import load_vectors
 from utils.files.writing import write_json
 from utils.model.checkpoints import choose_model
 from utils.paths import DataPaths

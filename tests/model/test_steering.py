@@ -131,7 +131,7 @@ def test_an_operator_of_ones_own_edits_only_its_rows_and_positions(blocks: list[
 def test_steering_beyond_the_range_of_the_arithmetic_is_refused(multiplier: float, dtype: torch.dtype) -> None:
     steering = Steering(3, multiplier, torch.tensor([1.0, 0.0, -1.0]))
     with pytest.raises(
-        UserError, match=r"layer 3, multiplier (1e\+30|100000): the vector then has norm .* --multipliers"
+        UserError, match=r"layer 3, multiplier (1e\+30|100000): what is put in then has norm .* --multipliers"
     ):
         check_range([None, [steering]], dtype)
     check_range([Steering(3, 100.0, torch.ones(3))], dtype)

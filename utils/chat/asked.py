@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,9 @@ from utils.chat.shelf import Shelf
 from utils.errors import UserError
 from utils.files.reading import load_vector, short
 from utils.model.checkpoints import check_layers
-from utils.model.steering import Operator, Steering, add
-from utils.settings import BEHAVIOR_ID
+from utils.model.steering import Steering
+from utils.settings import BEHAVIOR_ID, known_operator
 
-OPERATORS: Mapping[str, Operator] = {"add": add}
 MAX_STEERINGS = 16
 _KEYS = ("behavior", "vector", "layer", "multiplier", "operator")
 _IN_NAME = re.compile(r"(?P<behavior>[A-Za-z0-9-]+)(?:@(?P<layer>\d{1,4})(?:x(?P<multiplier>[+-]?\d+(?:\.\d+)?))?)?")
@@ -73,16 +73,17 @@ def _of_entry(shelf: Shelf, entry: Any, where: str) -> Steering:
     if multiplier is not None and (type(multiplier) not in (int, float) or not _is_finite(multiplier)):
         raise UserError(f"{where}: multiplier {short(multiplier)} is not a finite number")
     operator = entry.get("operator", "add")
-    if not isinstance(operator, str) or operator not in OPERATORS:
-        raise UserError(f"{where}: operator {short(operator)} is unknown; there are {', '.join(OPERATORS)}")
+    if not isinstance(operator, str):
+        raise UserError(f"{where}: operator {short(operator)} is not a name")
     try:
+        known_operator(operator)
         if "behavior" in entry:
             steering = _of_behavior(shelf, entry["behavior"], layer, multiplier)
         else:
             steering = _of_vector(shelf, entry["vector"], layer, 1.0 if multiplier is None else float(multiplier))
+        return replace(steering, operator=shelf.operator(operator, steering, entry.get("behavior")))
     except UserError as err:
         raise UserError(f"{where}: {err}") from err
-    return Steering(steering.layer, steering.multiplier, steering.vector, OPERATORS[operator])
 
 
 def _is_finite(value: float) -> bool:

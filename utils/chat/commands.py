@@ -29,14 +29,15 @@ def reproduce(shelf: Shelf, history: Sequence[Message], knobs: Knobs) -> str:
     asks = [ask for ask in knobs.asks if ask.multiplier != 0]
     if len(history) > 1:
         return "# no command: prompting_with_steering.py asks one question; this answer follows earlier turns"
-    if len({(ask.layer, ask.multiplier) for ask in asks}) > 1:
-        return "# no command: one run of prompting_with_steering.py has one layer and one multiplier"
+    if len({(ask.layer, ask.multiplier, ask.operator) for ask in asks}) > 1:
+        return "# no command: one run of prompting_with_steering.py has one layer, one multiplier and one operator"
     side, behavior = _system_side(shelf, knobs)
     if knobs.system_prompt is not None and side is None:
         return "# no command: --system_prompt knows the behaviors' own (pos, neg) only"
     words: list[object] = ["--behaviors", behavior, "--type", "open_ended", "--questions", QUESTION_FILE]
     words += ["--layers", asks[0].layer, "--multipliers", asks[0].multiplier] if asks else _unsteered
     words += _vector_words(shelf, asks, behavior)
+    words += ["--operator", asks[0].operator] if asks and asks[0].operator != "add" else []
     words += ["--system_prompt", side] if side else []
     words += ["--temperature", knobs.temperature] if knobs.temperature else []
     words += ["--seed", knobs.seed, "--max_new_tokens", knobs.max_new_tokens, *shelf.choice.command_words]

@@ -1,9 +1,10 @@
 """The vectors that a chat can steer with: which there are for a model, which are the default, and their tensors."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -12,10 +13,14 @@ from utils.errors import UserError
 from utils.evaluation.chosen import load_choice
 from utils.files.reading import load_vector
 from utils.model.checkpoints import ModelChoice, check_layers
-from utils.model.steering import Steering
+from utils.model.steering import Operator, Steering, add
 from utils.paths import DataPaths, parse_vector_name
 from utils.settings import VectorKind
 from utils.vectors.files import generate_command, layer_ranges, normalize_command
+from utils.vectors.operator_parts import OperatorMaker
+
+if TYPE_CHECKING:
+    from llama_wrapper import LlamaWrapper
 
 PREFERRED_KINDS = (VectorKind("answer"), VectorKind())
 """Of several that a behavior has: those read from whole answers steer small models, those from letters do not."""
@@ -61,6 +66,7 @@ class Ask:
     """A behavior's id, or a path that ends in `.pt`."""
     layer: int
     multiplier: float
+    operator: str = "add"
 
     @property
     def is_file(self) -> bool:
@@ -88,6 +94,10 @@ class Shelf:
         """
         self.paths, self.choice, self.n_layers, self.d_model, self._fits = paths, choice, n_layers, d_model, fits
         self.load = cache(self._load)
+        self.model: LlamaWrapper | None = None
+        """For operators that measure it; set when it is loaded."""
+        self._maker = cache(self._make_maker)
+        self._operators: dict[tuple[str, int, int], tuple[Tensor, Operator]] = {}
 
     def entries(self) -> list[ShelfEntry]:
         """Every behavior that has vectors of this model."""
@@ -117,7 +127,7 @@ class Shelf:
         then = normalize_command(self.paths, [], self.choice)
         raise UserError(f"{behavior} has no vectors of {self.choice.label}; run: {make}, then: {then}")
 
-    def ask(self, source: str, layer: int | None = None, multiplier: float | None = None) -> Ask:
+    def ask(self, source: str, layer: int | None = None, multiplier: float | None = None, operator: str = "add") -> Ask:
         """A steering with what is left out at its default.
 
         Raises:
@@ -129,20 +139,44 @@ class Shelf:
                 raise UserError(f"{source} does not say its layer; name one with --layer or /layer")
             at = layer if layer is not None else named.layer  # type: ignore[union-attr]
             check_layers([at], self.n_layers, self.choice.label, "layer")
-            return Ask(source, at, 1.0 if multiplier is None else multiplier)
+            return Ask(source, at, 1.0 if multiplier is None else multiplier, operator)
         entry = self.entry(source)
         at = entry.default_layer(self.n_layers) if layer is None else layer
         check_layers([at], self.n_layers, self.choice.label, "layer")
         if at not in entry.layers:
             raise UserError(f"{source} has vectors of layers {layer_ranges(entry.layers)}, not of layer {at}")
-        return Ask(source, at, entry.default_multiplier(at) if multiplier is None else multiplier)
+        return Ask(source, at, entry.default_multiplier(at) if multiplier is None else multiplier, operator)
 
     def steering(self, ask: Ask) -> Steering:
         """
         Raises:
             UserError: If the vector cannot be read.
         """
-        return Steering(ask.layer, ask.multiplier, self.load(ask.source, ask.layer))
+        steering = Steering(ask.layer, ask.multiplier, self.load(ask.source, ask.layer))
+        return replace(steering, operator=self.operator(ask.operator, steering, None if ask.is_file else ask.source))
+
+    def operator(self, name: str, steering: Steering, behavior: str | None) -> Operator:
+        """An operator by its name, for a steering with a behavior's vector or, where it is None, another.
+
+        Raises:
+            UserError: If there is no such operator, or what it needs cannot be had.
+        """
+        if name == "add":
+            return add
+        key = (name, steering.layer, id(steering.vector))  # kept with its vector: an id is one while that is there
+        if key not in self._operators:
+            made = self._maker().make(
+                name, steering.layer, steering.vector, of_layers=lambda: self._of_layers(behavior)
+            )
+            self._operators[key] = (steering.vector, made)
+        return self._operators[key][1]
+
+    def _of_layers(self, behavior: str | None) -> list[Tensor]:
+        return [] if behavior is None else [self.load(behavior, layer) for layer in self.entry(behavior).layers]
+
+    def _make_maker(self) -> OperatorMaker:
+        assert self.model is not None, "operators are made when the model is loaded"
+        return OperatorMaker(self.model, self.paths)
 
     def path(self, ask: Ask) -> Path:
         """The vector's file."""

@@ -31,6 +31,7 @@ HELP = """\
 /layer N            the decoder layer that is steered, counted from 0
 /behavior ID        steer with a behavior's vector; /behavior alone lists those that there are
 /vector FILE        steer with a vector file; /vector off: with none
+/operator NAME      what is done with the vector: add, clamp, ablate, ...
 /compare [X ...]    answer the last message again, unsteered beside steered, or at these multipliers (a strip)
 /strip              the same at -2 -1 0 1 2
 /again              answer the last message again
@@ -122,7 +123,11 @@ class Terminal:
     def describe(self) -> str:
         """What is set, in one line."""
         knobs = self.knobs
-        steered = ", ".join(f"{ask.source} x {ask.multiplier:g} at layer {ask.layer}" for ask in knobs.asks)
+        steered = ", ".join(
+            f"{ask.source} x {ask.multiplier:g} at layer {ask.layer}"
+            + (f" ({ask.operator})" if ask.operator != "add" else "")
+            for ask in knobs.asks
+        )
         parts = [self.model.label, steered or "no steering"]
         parts += [f"temperature {knobs.temperature:g}, seed {knobs.seed}"] if knobs.temperature else ["greedy"]
         parts += [f"system prompt: {knobs.system_prompt}"] if knobs.system_prompt is not None else []

@@ -9,6 +9,7 @@ from utils.behaviors import load_behavior
 from utils.chat.commands import Knobs
 from utils.chat.shelf import Ask, Shelf
 from utils.errors import UserError
+from utils.settings import known_operator
 
 Turn = Callable[[Shelf, Knobs, str], Knobs]
 """Raises UserError where the text makes no sense, or a vector cannot be read."""
@@ -36,7 +37,7 @@ def _ask(shelf: Shelf, knobs: Knobs, **changes: Any) -> Knobs:
         raise UserError("nothing is steered: /behavior ID or /vector FILE names a vector")
     first, *others = knobs.asks
     changed = replace(first, **changes)
-    ask = shelf.ask(changed.source, changed.layer, changed.multiplier)
+    ask = shelf.ask(changed.source, changed.layer, changed.multiplier, changed.operator)
     return replace(knobs, asks=(_readable(shelf, ask), *others))
 
 
@@ -68,6 +69,7 @@ TURNS: Mapping[str, Turn] = {
     "layer": lambda shelf, knobs, text: _ask(shelf, knobs, layer=number(text, int)),
     "behavior": lambda shelf, knobs, text: replace(knobs, asks=(_readable(shelf, shelf.ask(text)),)),
     "vector": _vector,
+    "operator": lambda shelf, knobs, text: _ask(shelf, knobs, operator=known_operator(text)),
     "system": _system,
     "temperature": lambda _, knobs, text: replace(knobs, temperature=number(text, float, at_least=0)),
     "seed": lambda _, knobs, text: replace(knobs, seed=number(text, int, at_least=0)),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat
 
 from utils.chat.commands import Knobs, reproduce
 from utils.chat.guarding import Guard, new_token
@@ -23,6 +23,7 @@ from utils.errors import UserError
 from utils.files.writing import tensor_bytes
 from utils.model.chat_format import Message
 from utils.model.steering import Steering
+from utils.settings import OPERATORS, known_operator
 from utils.vectors.norms import layer_norms, multiplier_of_strength
 
 if TYPE_CHECKING:
@@ -45,10 +46,19 @@ class Turn(_Strict):
     content: Annotated[str, Field(max_length=MAX_TEXT)]
 
 
+def known_operator_value(text: str) -> str:
+    """As pydantic takes it: ValueError for a name that is none."""
+    try:
+        return known_operator(text)
+    except UserError as err:
+        raise ValueError(str(err)) from err
+
+
 class AskBody(_Strict):
     source: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")]
     layer: Annotated[int, Field(ge=0)]
     multiplier: FiniteFloat
+    operator: Annotated[str, AfterValidator(known_operator_value)] = "add"
 
 
 class ReplyBody(_Strict):
@@ -69,7 +79,7 @@ class ReplyBody(_Strict):
 
     @property
     def knobs(self) -> Knobs:
-        asks = tuple(Ask(ask.source, ask.layer, ask.multiplier) for ask in self.asks)
+        asks = tuple(Ask(ask.source, ask.layer, ask.multiplier, ask.operator) for ask in self.asks)
         return Knobs(asks, self.system_prompt, self.temperature, self.seed, self.max_new_tokens)
 
 
@@ -139,7 +149,9 @@ def answer_events(model: "LlamaWrapper", shelf: Shelf, body: ReplyBody) -> Itera
     """An answer as the page reads it: its columns, tokens and ends, what was measured; or an error."""
     knobs = body.knobs
     try:
-        steerings = tuple(shelf.steering(shelf.ask(ask.source, ask.layer, ask.multiplier)) for ask in knobs.asks)
+        steerings = tuple(
+            shelf.steering(shelf.ask(ask.source, ask.layer, ask.multiplier, ask.operator)) for ask in knobs.asks
+        )
         columns, titles = columns_of(steerings, strip=body.strip)
         probe = Probe(steerings[0].layer, steerings[0].vector) if steerings else None
         yield {"columns": titles}
@@ -177,6 +189,8 @@ def export_sum(shelf: Shelf, asks: tuple[Ask, ...]) -> tuple[bytes, str]:
     Raises:
         UserError: If nothing is added, or at several layers.
     """
+    if others := [ask.operator for ask in asks if ask.operator != "add"]:
+        raise UserError(f"a vector file says what is added; the operator {others[0]} does something else")
     layers = {ask.layer for ask in asks}
     if len(layers) != 1:
         raise UserError("a vector file is of one layer: steer with a vector, and at one layer")
@@ -197,6 +211,7 @@ def describe_setup(model: "LlamaWrapper", shelf: Shelf, knobs: Knobs) -> dict[st
         "n_layers": model.n_layers,
         "behaviors": [_describe(shelf, entry, norms) for entry in entries],
         "knobs": dataclasses.asdict(knobs),
+        "operators": OPERATORS,
     }
 
 

@@ -12,7 +12,7 @@ from utils.errors import UserError
 from utils.model.checkpoints import MODEL_SIZES, ModelChoice, choose_model
 from utils.model.checkpoints import check_layers as check_layers  # scripts take it from here
 from utils.paths import REPOSITORY, DataPaths
-from utils.settings import METHODS, Origin, Quantization, Reading, VectorKind
+from utils.settings import METHODS, OPERATORS, Origin, Quantization, Reading, VectorKind
 
 
 class _Parser(argparse.ArgumentParser):
@@ -98,6 +98,24 @@ def add_multipliers(parser: argparse.ArgumentParser, default: Sequence[float] | 
         type=values.finite_float,
         metavar="S",
         help="instead of multipliers: the added norm as a share of the layer's median residual norm, e.g. -0.1 0 0.1",
+    )
+
+
+def add_operator(parser: argparse.ArgumentParser) -> None:
+    """--operator, and --quantile for the one that needs it."""
+    parser.add_argument(
+        "--operator",
+        type=values.operator,
+        default="add",
+        metavar="NAME",
+        help=f"what is done with the vector: {', '.join(OPERATORS)} (docs/steering.md; default: add)",
+    )
+    parser.add_argument(
+        "--quantile",
+        type=values.share,
+        default=0.75,
+        metavar="Q",
+        help="--operator cap: keep the component at or below this quantile of neutral answers (default: 0.75)",
     )
 
 

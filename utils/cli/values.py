@@ -4,6 +4,9 @@ import argparse
 import math
 from typing import Any
 
+from utils.errors import UserError
+from utils.settings import Beside, known_operator
+
 
 def positive_int(text: str) -> int:
     value = int(text)
@@ -74,3 +77,24 @@ def non_negative_float(text: str) -> float:
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is negative")
     return value
+
+
+def share(text: str) -> float:
+    value = finite_float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def operator(text: str) -> str:
+    try:
+        return known_operator(text)
+    except UserError as err:
+        raise argparse.ArgumentTypeError(str(err)) from err
+
+
+def beside(text: str) -> Beside:
+    try:
+        return Beside.parse(text)
+    except UserError as err:
+        raise argparse.ArgumentTypeError(str(err)) from err

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from llama_wrapper import LlamaWrapper
     from utils.evaluation.plan import SweepRequest
-    from utils.model.steering import Steering
+    from utils.model.steering import Steerings
 
 Combination = tuple[int, float]  # layer, multiplier
 
@@ -42,7 +42,7 @@ T = TypeVar("T", bound=PromptTokens)
 class DistinctSteering:
     """A steering, and the combinations for which it stands (several for multiplier 0)."""
 
-    steering: "Steering | None"
+    steering: "Steerings"
     combinations: tuple[Combination, ...]
 
 

@@ -3,24 +3,32 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from utils.behaviors import load_behavior
 from utils.errors import UserError
 from utils.evaluation.chosen import load_chosen
 from utils.evaluation.kinds import Combination, questions_of
 from utils.evaluation.stale import known_of_model, warn_of_stale_results
+from utils.evaluation.sweep_vectors import beside_path, condition_files, plane_paths
 from utils.files.journal import read_header
-from utils.files.reading import load_vector, sha256_of
+from utils.files.reading import sha256_of
 from utils.model import processes
 from utils.model.checkpoints import ModelChoice, check_layers, checkpoint_label
 from utils.model.shapes import ModelShape, model_shape
 from utils.paths import DataPaths
-from utils.settings import Knob, Orders, ResultType, Side, StartPosition, SteeringSettings, VectorKind
-from utils.vectors.files import choice_of_label, generate_command, normalize_command
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from utils.settings import (
+    ADDING_OPERATORS,
+    Beside,
+    Knob,
+    Orders,
+    ResultType,
+    Side,
+    StartPosition,
+    SteeringSettings,
+    VectorKind,
+    known_operator,
+)
 
 JOURNAL_PREFIX, JOURNAL_SUFFIX = ".sweep_", ".jsonl"
 
@@ -59,6 +67,16 @@ class SweepRequest:
     """Items to ask, the first ones; None for all."""
     orders: Orders = "given"
     """Whether each lettered question is asked in both orders of its answers."""
+    operator: str = "add"
+    """What is done with the vector."""
+    quantile: float = 0.75
+    """Of the operator `cap`."""
+    beside: tuple[Beside, ...] = ()
+    """Vectors to use together with the swept one."""
+    condition: Path | None = None
+    """Pairs of prompts between which a gate is fitted; None for steering whatever is asked."""
+    condition_vector: Path | None = None
+    """The vector of that gate; None for one that the pairs make."""
     temperature: float = 0.0
     num_samples: int = 1
     """Answers to each question."""
@@ -91,6 +109,10 @@ class Sweep:
     """Vector files for each steered layer; several are added up."""
     items: Sequence[Any]
     """Of the test set, as its kind of questions loads them."""
+    beside: tuple[tuple[Beside, Path], ...]
+    """Vectors that are used together with these."""
+    plane: tuple[Path, ...]
+    """The vectors of all layers, where the operator turns in the plane that they span."""
     facts: Mapping[str, Any]
     """What its numbers depend on, for the run record, beyond the model."""
 
@@ -193,10 +215,30 @@ def check_request(request: SweepRequest) -> None:
         raise UserError("--vector names the vectors: leave out --vector_behavior and --override_vector")
     if request.questions is not None and request.type != "open_ended":
         raise UserError(f"--questions are answered freely: --type open_ended, not {request.type}")
+    _check_operator(request)
     if request.chosen and request.vector_files:
         raise UserError("--chosen is a choice for a behavior's own vectors: leave out --vector")
     if request.weights_path is not None and not request.weights_path.is_file():
         raise UserError(f"--override_model_weights_path {request.weights_path}: there is no such file")
+
+
+def _check_operator(request: SweepRequest) -> None:
+    is_share = known_operator(request.operator) not in ADDING_OPERATORS
+    if is_share and (request.knob == "strength" or request.chosen):
+        raise UserError(
+            f"a strength is how much is added; --operator {request.operator} takes --multipliers (1: wholly)"
+        )
+    if not 0 < request.quantile < 1:
+        raise UserError(f"--quantile {request.quantile:g} is not between 0 and 1")
+    if request.condition is not None and request.steer_positions == "all":
+        raise UserError(
+            "--condition is judged by the prompt before the first steered token: leave out --steer_positions"
+        )
+    for flag, path in (("--condition", request.condition), ("--condition_vector", request.condition_vector)):
+        if path is not None and not path.is_file():
+            raise UserError(f"{flag} {path}: there is no such file")
+    if request.condition is None and request.condition_vector is not None:
+        raise UserError("--condition_vector needs --condition: the pairs of prompts that its threshold is found on")
 
 
 def _plan_sweep(request: SweepRequest, behavior: str, layers: Sequence[int], weights_sha256: str | None) -> Sweep:
@@ -224,6 +266,8 @@ def _plan_sweep(request: SweepRequest, behavior: str, layers: Sequence[int], wei
         for layer, multiplier in combinations
         if multiplier != 0
     }
+    beside = tuple((one, beside_path(request, one, label)) for one in request.beside)
+    plane = plane_paths(request, settings.vector_behavior or behavior, label)
     facts = {
         "dataset_sha256": sha256_of(dataset),
         "n_items": len(items),
@@ -237,8 +281,11 @@ def _plan_sweep(request: SweepRequest, behavior: str, layers: Sequence[int], wei
         **kind.facts(request),
         **({"system_prompt": system_prompt} if system_prompt else {}),
         **({"weights_sha256": weights_sha256} if weights_sha256 else {}),
+        **({"beside_sha256": [sha256_of(path) for _, path in beside]} if beside else {}),
+        **({"plane_sha256": sorted(map(sha256_of, plane))} if plane else {}),
+        **({"condition_sha256": "+".join(map(sha256_of, condition_files(request)))} if request.condition else {}),
     }
-    return Sweep(settings, combinations, system_prompt, vectors, items, facts)
+    return Sweep(settings, combinations, system_prompt, vectors, items, beside, plane, facts)
 
 
 def sweep_settings(request: SweepRequest, behavior: str) -> SteeringSettings:
@@ -269,6 +316,10 @@ def sweep_settings(request: SweepRequest, behavior: str) -> SteeringSettings:
         questions=None if request.questions is None else request.questions.stem,
         limit=request.limit,
         orders=request.orders,
+        operator=request.operator,
+        quantile=request.quantile if request.operator == "cap" else SteeringSettings.quantile,
+        beside="+".join(map(str, request.beside)) or None,
+        condition="+".join(path.stem for path in condition_files(request)) or None,
         knob=request.knob,
     )
 
@@ -284,38 +335,3 @@ def forget_finished(sweep: Sweep, paths: DataPaths) -> None:
         is_ours = header.get("settings") == sweep.shared_settings and header.get("overwrite") is False
         if is_ours and all(paths.result(sweep.settings.at(*at)).exists() for at in header["combinations"]):
             path.unlink(missing_ok=True)
-
-
-def load_vectors(plan: SweepPlan) -> "dict[str, dict[int, Tensor]]":
-    """The steering vector for each layer, by behavior, for every sweep that waits.
-
-    Raises:
-        UserError: If one is missing (names the commands that make it), broken, or of another width.
-    """
-    return {sweep.settings.behavior: _load_vectors(plan, sweep) for sweep in plan.waiting}
-
-
-def _load_vectors(plan: SweepPlan, sweep: Sweep) -> "dict[int, Tensor]":
-    request = plan.request
-    behavior = sweep.settings.vector_behavior or sweep.settings.behavior
-    choice = _choice_of_vectors(request)
-    layers = (request.layers or ()) if request.override_vector is None else (request.override_vector,)
-    generate = generate_command(request.paths, [behavior], layers, choice, kind=request.vector_kind)
-    hint = f"run: {generate}, then: {normalize_command(request.paths, [behavior], choice, kind=request.vector_kind)}"
-    if request.vector_files:
-        hint = "name a vector file with --vector"
-    return {
-        layer: sum(
-            (load_vector(path, plan.shape.d_model, hint) for path in rest), load_vector(first, plan.shape.d_model, hint)
-        )
-        for layer, (first, *rest) in sweep.vectors.items()
-    }
-
-
-def _choice_of_vectors(request: SweepRequest) -> ModelChoice:
-    """The model whose vectors are used."""
-    if request.override_vector_model is None:
-        return request.choice
-    label = checkpoint_label(request.override_vector_model)
-    known = choice_of_label(label)
-    return known if known.size else ModelChoice(request.override_vector_model, label, None, False)

@@ -14,12 +14,12 @@ from utils.cli.progress import progress
 from utils.evaluation.kinds import Asked, Combination, DistinctSteering, questions_of
 from utils.evaluation.plan import JOURNAL_PREFIX, JOURNAL_SUFFIX, Sweep, SweepPlan, SweepRequest
 from utils.evaluation.stale import warn_of_stale_results
+from utils.evaluation.sweep_edits import SweepEdits
 from utils.files.journal import Journal, open_journal
 from utils.files.provenance import record_provenance
 from utils.files.writing import write_json
 from utils.model import processes
-from utils.model.steering import Steering
-from utils.vectors.norms import layer_norms, multiplier_of_strength
+from utils.vectors.norms import layer_norms
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,8 +63,9 @@ def run_sweep(model: "LlamaWrapper", request: SweepRequest, sweep: Sweep, vector
     paths = request.paths
     results_dir = paths.results_dir / sweep.settings.behavior
     norms = layer_norms(model, paths) if sweep.settings.knob == "strength" else []
+    edits = SweepEdits(model, request, sweep)
     of_strength = {"residual_norms": {str(layer): norms[layer] for layer in vectors}} if norms else {}
-    run_record = {**model.provenance(), "command": request.command, **sweep.facts, **of_strength}
+    run_record = {**model.provenance(), "command": request.command, **sweep.facts, **of_strength, **edits.facts}
     name = f"{JOURNAL_PREFIX}{_identity(request, sweep, run_record)}_{processes.index()}{JOURNAL_SUFFIX}"
     n_written = 0
     while missing := processes.from_main(sweep.missing(paths, overwrite=request.overwrite)):
@@ -74,7 +75,7 @@ def run_sweep(model: "LlamaWrapper", request: SweepRequest, sweep: Sweep, vector
                 journal.remove()  # another run has written them meanwhile
                 break
             combinations = [(layer, at) for layer, at in processes.from_main(journal.header)["combinations"]]
-            steerings = _distinct_steerings(combinations, vectors, norms)
+            steerings = _distinct_steerings(combinations, vectors, norms, edits)
             evaluation = _Evaluation(model, request, sweep, steerings, journal, run_record)
             evaluation.run()
             n_written += evaluation.n_written
@@ -178,7 +179,7 @@ class _Evaluation:
 
 
 def _distinct_steerings(
-    combinations: Sequence[Combination], vectors: "Mapping[int, Tensor]", norms: Sequence[float]
+    combinations: Sequence[Combination], vectors: "Mapping[int, Tensor]", norms: Sequence[float], edits: SweepEdits
 ) -> list[DistinctSteering]:
     """What is done, once for all combinations that do the same.
 
@@ -186,12 +187,12 @@ def _distinct_steerings(
         combinations: Layers, and multipliers or strengths.
         vectors: By layer.
         norms: Of each layer's residual stream, where the combinations have strengths; else empty.
+        edits: Makes the steerings.
     """
     unsteered = tuple(at for at in combinations if at[1] == 0)
     distinct = [DistinctSteering(None, unsteered)] if unsteered else []
     for layer, amount in combinations:
         if amount != 0:
-            vector = vectors[layer]
-            multiplier = multiplier_of_strength(amount, norms[layer], vector) if norms else amount
-            distinct.append(DistinctSteering(Steering(layer, multiplier, vector), ((layer, amount),)))
+            of_layer = edits.steering(layer, vectors[layer], amount, norms)
+            distinct.append(DistinctSteering((of_layer, *edits.beside(amount, norms)), ((layer, amount),)))
     return distinct

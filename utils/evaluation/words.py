@@ -146,6 +146,13 @@ def condition_label(at: SteeringSettings) -> str:
         parts.append(f"vector read at {at.read}, by {at.method}{own}")
     if at.vector is not None:
         parts.append(f"vector {at.vector}")
+    if at.operator != "add":
+        cut = f" at the {at.quantile:g} quantile" if at.operator == "cap" else ""
+        parts.append(f"operator {at.operator}{cut}")
+    if at.beside is not None:
+        parts.append(f"beside {at.beside}")
+    if at.condition is not None:
+        parts.append(f"on condition {at.condition}")
     if at.limit is not None:
         parts.append(f"first {at.limit} items")
     if at.steer_positions == "all":

@@ -48,6 +48,10 @@ class SetComponent:
         change = (self.value - wide @ unit) * multiplier
         return (wide + change[..., None] * unit).to(hidden.dtype)
 
+    def put_in(self, vector: Tensor, multiplier: float) -> Tensor:
+        """See `steering.put_in`."""
+        return vector / vector.norm() * multiplier * max(1.0, abs(self.value))
+
 
 ablate = SetComponent()
 """Zero ablation of one place, beside `steering.add`: `Steering(layer, 1.0, direction, ablate)`."""

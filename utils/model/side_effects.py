@@ -13,8 +13,9 @@ from torch import Tensor
 from utils.errors import UserError
 from utils.model.answer_scoring import AnswerPair, BaseRows
 from utils.model.chat_format import AnswerTokens, PromptTokens
+from utils.model.conditions import opened
 from utils.model.generation import GenerationRow
-from utils.model.steering import Steering, edit_outputs_only
+from utils.model.steering import Steering, Steerings, as_tuple, edit_outputs_only
 
 if TYPE_CHECKING:
     from llama_wrapper import LlamaWrapper
@@ -67,25 +68,27 @@ class SideEffects:
 
 
 @torch.no_grad()
-def measure_kl(model: "LlamaWrapper", answers: Sequence[AnswerTokens], steerings: Sequence[Steering]) -> SideEffects:
+def measure_kl(model: "LlamaWrapper", answers: Sequence[AnswerTokens], steerings: Sequence[Steerings]) -> SideEffects:
     """KL of next-token distributions to the unsteered model's, under each steering.
 
     Args:
         model: The model.
         answers: Neutral prompts with the unsteered model's answers.
-        steerings: One each, of block outputs.
+        steerings: One or several each, of block outputs; none, or a gate that the prompt does not open, is KL 0.
     """
     assert edit_outputs_only(steerings), "rows behind a shared prefix are edited at block outputs only"
-    order = sorted(range(len(steerings)), key=lambda i: steerings[i].layer)
-    placed = [(steerings[i].placed(model.device),) for i in order]
     parts = []
     for answer in answers:
+        rows = [tuple(one.placed(model.device) for one in as_tuple(row)) for row in opened(model, answer, steerings)]
+        order = sorted((i for i, row in enumerate(rows) if row), key=lambda i: rows[i][0].layer)
         base = BaseRows(model.runtime, [AnswerPair(answer, answer)], one_answer=True)
         at_once = max(1, int(model.runtime.batcher.token_budget() // base.input_ids.numel()))
-        chunks = [base.kl(placed[start : start + at_once]) for start in range(0, len(placed), at_once)]
-        parts.append(torch.cat(chunks).cpu())
-    kl = torch.cat(parts, dim=1)
-    return SideEffects(kl[torch.tensor(order).argsort()])
+        kl = torch.zeros(len(rows), answer.n_answer)
+        for start in range(0, len(order), at_once):
+            chunk = order[start : start + at_once]
+            kl[chunk] = base.kl([rows[i] for i in chunk]).cpu()
+        parts.append(kl)
+    return SideEffects(torch.cat(parts, dim=1))
 
 
 def linear_range(

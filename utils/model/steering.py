@@ -34,6 +34,29 @@ def add(hidden: Tensor, vector: Tensor, multiplier: float) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
+class Condition:
+    """A gate: which prompts are steered (CAST, Lee et al. 2024, arXiv 2409.05907, with a signed cosine).
+
+    A prompt's score is the cosine of its mean residual stream with a condition vector, over its tokens up to the
+    first steered one, without the sequence's first.
+    """
+
+    layer: int
+    vector: Tensor
+    """[d_model]."""
+    threshold: float
+    opens_above: bool = True
+    """Whether it opens for scores of at least the threshold, or for those below."""
+
+    def score(self, mean: Tensor) -> float:
+        """The cosine with a prompt's mean residual stream, [d_model]."""
+        return float(torch.cosine_similarity(mean.double(), self.vector.double().to(mean.device), dim=0))
+
+    def is_open(self, mean: Tensor) -> bool:
+        return (self.score(mean) >= self.threshold) == self.opens_above
+
+
+@dataclass(frozen=True, eq=False)
 class Steering:
     """Edit decoder block `layer`, by default its output: by default, add `multiplier` x `vector` to it."""
 
@@ -43,6 +66,8 @@ class Steering:
     """[d_model], any float dtype and device."""
     operator: Operator = add
     site: Site = "output"
+    condition: Condition | None = None
+    """Steer only prompts that open it; `utils.model.conditions` opens and closes it, before a pass."""
 
     @classmethod
     def load(
@@ -75,6 +100,9 @@ class Steering:
 
     def edit(self, hidden: Tensor) -> Tensor:
         """The residual stream [..., d_model] as this steering leaves it; the given one stays as it is."""
+        assert self.condition is None, "a gate is opened or closed before a pass"
+        if self.multiplier == 0:
+            return hidden
         return self.operator(hidden, self.vector, self.multiplier)
 
     def placed(self, device: torch.device) -> "Steering":
@@ -115,14 +143,25 @@ def check_range(steerings: Sequence[Steerings], dtype: torch.dtype) -> None:
     """
     largest = torch.finfo(torch.float32).max ** 0.5
     for steering in {one: None for row in steerings for one in as_tuple(row)}:
-        entries = steering.vector.double() * steering.multiplier
+        entries = put_in(steering)
         fits = float(entries.norm()) < largest and float(entries.abs().max()) <= torch.finfo(dtype).max
         if not fits:
             raise UserError(
-                f"layer {steering.layer}, multiplier {steering.multiplier:g}: the vector then has norm "
+                f"layer {steering.layer}, multiplier {steering.multiplier:g}: what is put in then has norm "
                 f"{float(entries.norm()):.3g}, beyond what {str(dtype).removeprefix('torch.')} arithmetic can hold; "
                 "use smaller --multipliers"
             )
+
+
+def put_in(steering: Steering) -> Tensor:
+    """The largest vector that a steering puts into the residual stream by itself, [d_model] float64.
+
+    An operator that depends on more than multiplier x vector says so by a method `put_in(vector, multiplier)`.
+    """
+    own = getattr(steering.operator, "put_in", None)
+    vector = steering.vector.double()
+    entries: Tensor = vector * steering.multiplier if own is None else own(vector, steering.multiplier)
+    return entries
 
 
 def hidden_of(output: Any) -> Tensor:

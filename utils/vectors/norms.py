@@ -62,6 +62,12 @@ def neutral_prompts_path(paths: DataPaths) -> Path:
     return own if own.exists() else DataPaths(REPOSITORY).neutral_prompts()
 
 
+def neutral_texts_path(paths: DataPaths) -> Path:
+    """Questions with answers, of the root, or else the bundled ones."""
+    own = paths.neutral_prompts().with_name("texts.json")
+    return own if own.exists() else DataPaths(REPOSITORY).neutral_prompts().with_name("texts.json")
+
+
 def multiplier_of_strength(strength: float, norm: float, vector: Tensor) -> float:
     """The multiplier at which the added norm is `strength` x the layer's residual norm.
 

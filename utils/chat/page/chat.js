@@ -67,7 +67,7 @@ function asks() {
   const found = [];
   for (const index of [0, 1]) {
     const source = byId(`behavior-${index}`).value;
-    if (source) found.push({ source, layer: Number(byId(`layer-${index}`).value), multiplier: Number(byId(`multiplier-${index}`).value) });
+    if (source) found.push({ source, layer: Number(byId(`layer-${index}`).value), multiplier: Number(byId(`multiplier-${index}`).value), operator: byId("operator").value });
   }
   return byId("behavior-0").value ? found : [];
 }
@@ -227,6 +227,7 @@ async function begin() {
   document.title = `Steered chat: ${setup.model}`;
   fillBehaviors(byId("behavior-0"), "none");
   fillBehaviors(byId("behavior-1"), "none");
+  byId("operator").replaceChildren(...setup.operators.map((name) => new Option(name)));
   const first = setup.knobs.asks[0];
   if (first && known(first.source)) {
     byId("behavior-0").value = first.source;
@@ -235,6 +236,7 @@ async function begin() {
     byId("multiplier-0").max = Math.max(4, Math.abs(first.multiplier));
     byId("multiplier-0").min = -byId("multiplier-0").max;
     byId("multiplier-0").value = first.multiplier;
+    byId("operator").value = first.operator;
   }
   byId("layer-1").max = setup.n_layers - 1;
   byId("temperature").value = setup.knobs.temperature;
