@@ -257,6 +257,12 @@ class DataPaths:
         return self.analysis_dir.joinpath(*parts)
 
 
+def neutral_prompts_path(paths: DataPaths) -> Path:
+    """The neutral prompts of a root, or else the bundled ones."""
+    own = paths.neutral_prompts()
+    return own if own.exists() else DataPaths(REPOSITORY).neutral_prompts()
+
+
 def vector_name(layer: int, model_label: str, kind: VectorKind = VectorKind()) -> str:
     return VectorFile(layer, model_label, kind).name
 

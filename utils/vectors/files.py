@@ -109,10 +109,13 @@ class VectorTable:
     """One model's steering vectors."""
 
     label: str
+    """The model's, with what tells this kind of vectors from others."""
     behaviors: tuple[str, ...]
     layers: tuple[int, ...]
     values: "NDArray[float64]"
     """[n_behaviors, n_layers, d_model]; NaN where there is no vector."""
+    note: str = ""
+    """Behind titles, where cosines are not the usual ones."""
 
     @property
     def d_model(self) -> int:
@@ -120,7 +123,12 @@ class VectorTable:
 
 
 def load_vector_table(
-    paths: DataPaths, label: str, layers_of: Mapping[str, Iterable[int]], *, normalized: bool
+    paths: DataPaths,
+    label: str,
+    layers_of: Mapping[str, Iterable[int]],
+    *,
+    normalized: bool,
+    kind: VectorKind = VectorKind(),
 ) -> VectorTable:
     """Load a model's vectors; behaviors and layers without any are left out.
 
@@ -129,6 +137,7 @@ def load_vector_table(
         label: The model's.
         layers_of: The layers to load, by behavior; the files must be there.
         normalized: Load those of normalized_vectors/ instead of vectors/.
+        kind: Of the vectors.
 
     Raises:
         UserError: If there are none, or they differ in width.
@@ -145,7 +154,7 @@ def load_vector_table(
     values: NDArray[float64] | None = None
     for row, behavior in enumerate(behaviors):
         for layer in wanted[behavior]:
-            path = paths.vector(behavior, layer, label, normalized=normalized)
+            path = paths.vector(behavior, layer, label, normalized=normalized, kind=kind)
             vector = load_vector(path).double().numpy()
             if values is None:
                 values = np.full((len(behaviors), len(layers), len(vector)), np.nan)
@@ -156,4 +165,4 @@ def load_vector_table(
                 )
             values[row, layers.index(layer)] = vector
     assert values is not None
-    return VectorTable(label, behaviors, layers, values)
+    return VectorTable(f"{label}{kind.suffix}", behaviors, layers, values)
