@@ -18,6 +18,7 @@ from utils.report.answers import Answers, collect_answers
 from utils.report.beside import draw_choices, draw_measured
 from utils.report.page import PlottedSet, write_report
 from utils.report.requests import ReportRequest
+from utils.report.research import research_sections
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def plot_results(request: PlotRequest, report: ReportRequest | None = None) -> P
     log.info("wrote %d figures and tables to %s", n_written, request.paths.analysis_dir)
     if report:
         chosen = draw_choices(request)
-        write_report(report, plotted, answers, (*measured.sections, *chosen.sections))
+        write_report(report, plotted, answers, (*measured.sections, *chosen.sections, *research_sections(request)))
     files = {id(one): one for of_set in sets for one in of_set.files.values()}  # sets of one kind share them
     lines = [line for one in plotted if one.headline for line in headline_lines(one.headline)]
     return Plotted((*lines, *measured.lines), sum(one.n_unreadable for one in files.values()))
