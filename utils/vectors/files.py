@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from utils.errors import UserError
@@ -80,6 +80,17 @@ def normalize_command(
     """The command that normalises vectors; what is empty or None is left to its defaults."""
     words = ["--behaviors", *behaviors] if behaviors else []
     return paths.command("normalize_vectors", *words, *kind.command_words, *(choice.name_words if choice else ()))
+
+
+def parts_command(
+    paths: DataPaths, behaviors: Sequence[str], layers: Iterable[int], choice: ModelChoice, kind: VectorKind
+) -> str:
+    """The command that takes vectors apart and writes the parts."""
+    words: list[object] = ["--behaviors", *behaviors]
+    if numbers := list(layers):
+        words += ["--layers", *numbers]
+    whole = replace(kind, part=None).command_words
+    return paths.command("research/decompose_vectors", *words, *whole, *choice.command_words)
 
 
 def layer_ranges(layers: Iterable[int]) -> str:
