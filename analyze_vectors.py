@@ -12,6 +12,7 @@ Writes:  analysis/<behavior>/cosine_between_layers_<model>
          analysis/cosine_chat_and_base_<model>_<base model>
          analysis/vector_norms_<model>                       before and after normalisation
          each as .png, .pdf, and its numbers as .txt; with --layers or --behaviors these are in the name
+         analysis/clusters_layer=<layer>_<model>             with --cluster: the tree of cosines beside the heatmap
          analysis/<behavior>/decoded_tokens_<model>          with --decode: .png, .pdf, .txt; logit lens and J-lens
          analysis/<behavior>/first_order_<model>             with --decode, also .json: effect on the last layer
          analysis/<behavior>/stability_<model>               with --stability: .png, .pdf, .txt, .json
@@ -19,6 +20,7 @@ Writes:  analysis/<behavior>/cosine_between_layers_<model>
          analysis/<behavior>/tokens_layer=<layer>_<model>_<prompt>  with --prompt: .html, .txt
 Example: ./analyze_vectors.py
          ./analyze_vectors.py --model_size 135m --layers 10 15 20
+         ./analyze_vectors.py --model_size 135m --cluster --layers 14
          ./analyze_vectors.py --model_size 135m --decode --read answer --layers 16
          ./analyze_vectors.py --model_size 135m --stability --read answer --layers 16
          ./analyze_vectors.py --model_size 135m --inner_product causal
@@ -32,6 +34,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from utils.cli import values as flag_values
@@ -52,6 +55,7 @@ from utils.errors import UserError
 from utils.figures.requests import InnerProduct, VectorsRequest
 from utils.inside.requests import DEFAULT_NEW_TOKENS, DEFAULT_TEXTS, InsideRequest, TokenPageRequest
 from utils.model.checkpoints import ModelChoice
+from utils.saes.formats import is_sae_folder
 from utils.vectors.files import choice_of_label
 
 if TYPE_CHECKING:
@@ -83,6 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="under which every cosine is taken; causal: of directions that the vocabulary tells apart (Park et al. "
         "2024), which loads the model (default: euclidean)",
     )
+    add_clusters(parser)
     inside = parser.add_argument_group(
         "looking inside the model", "These load one model (--model_size or --model) and make only what they name."
     )
@@ -122,6 +127,34 @@ def build_parser() -> argparse.ArgumentParser:
     add_device(inside)
     add_quantize(inside)
     return parser
+
+
+def add_clusters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cluster",
+        action="store_true",
+        help="instead of the comparisons: which vectors lie near each other at --layers (default: the middle one)",
+    )
+    parser.add_argument(
+        "--saes",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="DIR",
+        help="with --cluster: among the latents of these SAEs that are nearest to them, at the SAEs' layers",
+    )
+
+
+def draw_clusters(args: argparse.Namespace) -> int:
+    from utils.research.cluster_run import plot_clusters
+
+    if args.decode or args.prompt is not None:
+        raise UserError("--cluster needs no model: leave out --decode and --prompt")
+    if missing := [folder for folder in args.saes if not is_sae_folder(folder)]:
+        raise UserError(f"--saes {missing[0]}: no SAE is there (cfg.json, sae_weights.safetensors); run: train_sae.py")
+    counts = plot_clusters(vectors_request(args), args.saes)
+    log.info("wrote %d figures, skipped %d that show these numbers already (--overwrite makes them again)", *counts)
+    return EXIT_DONE
 
 
 def vectors_request(args: argparse.Namespace) -> VectorsRequest:
@@ -180,6 +213,10 @@ def token_page_request(args: argparse.Namespace) -> TokenPageRequest | None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.saes and not args.cluster:
+        raise UserError("--saes: only with --cluster")
+    if args.cluster:
+        return draw_clusters(args)
     request = inside_request(args)
     if request is not None:
         return look(args, request)

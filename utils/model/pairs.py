@@ -65,7 +65,7 @@ def encode_pair(chat_format: ChatFormat, pair: AnyPair, reading: Reading = "lett
     Args:
         chat_format: The model's.
         pair: In the form that the reading takes: lettered choices for `letter`, answers in words for `answer` and
-            `last`, two prompts for `prompt`.
+            `last`, two prompts for `prompt` and `prompt_mean`.
         reading: Where it is read. An answer in words stands as the assistant's turn.
 
     Raises:
@@ -79,9 +79,16 @@ def encode_pair(chat_format: ChatFormat, pair: AnyPair, reading: Reading = "lett
         case "answer" | "last", TextPair():
             answers = (encode_answer(chat_format, pair.question, answer) for answer in (pair.matching, pair.other))
             return PairTokens(*(_half(answer, whole=reading == "answer") for answer in answers))
-        case "prompt", PromptPair():
-            prompts = (chat_format.encode(prompt) for prompt in (pair.matching, pair.other))
-            return PairTokens(*(HalfTokens(one.ids[: one.steer_start + 1], one.steer_start) for one in prompts))
+        case "prompt" | "prompt_mean", PromptPair():
+            asked = ((pair.matching, pair.matching_system), (pair.other, pair.other_system))
+            prompts = [chat_format.encode(prompt, None, system) for prompt, system in asked]
+            halves = [HalfTokens(one.ids[: one.steer_start + 1], one.steer_start) for one in prompts]
+            if reading == "prompt":
+                return PairTokens(*halves)
+            # what both share would count by its share of either prompt's length, and the first token, an attention
+            # sink a hundred times as large as others, would be all that is left
+            start = PairTokens(*halves).n_shared
+            return PairTokens(*(HalfTokens(half.ids, start) for half in halves))
     raise UserError(f"--read {reading} does not take pairs of the form {type(pair).__name__}")
 
 
