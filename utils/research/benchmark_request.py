@@ -1,0 +1,103 @@
+"""What the steering benchmark is asked for, and where its pieces are kept; needs no torch."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+from utils.files.reading import read_json, sha256_of
+from utils.model.checkpoints import ModelChoice
+from utils.paths import DataPaths
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured."""
+
+    items: int | None = None
+    """Test items of each behavior, the first ones; None for all."""
+    validation: int | None = None
+    """Validation items; None for all."""
+    free: int = 16
+    """Open-ended questions, answered freely."""
+    free_tokens: int = 32
+    knowledge: int = 40
+    """Questions of MMLU and of TruthfulQA each."""
+    others: int = 6
+    """Test items of each other behavior."""
+    texts: int = 24
+    """Neutral texts whose perplexity is measured."""
+    draws: int = 5
+    """Of the controls (random vectors, permuted labels)."""
+
+
+QUICK = Sizes(items=24, validation=16, free=6, free_tokens=24, knowledge=16, others=3, texts=10, draws=4)
+
+
+@dataclass(frozen=True)
+class BenchmarkRequest:
+    """Which methods to compare on which behaviors, and how."""
+
+    paths: DataPaths
+    choice: ModelChoice
+    behaviors: tuple[str, ...]
+    methods: tuple[str, ...]
+    layers: tuple[int, ...]
+    """That a vector method chooses from."""
+    kl: float
+    """Budget: 95th percentile of the per-token KL on neutral prompts, in nats."""
+    sizes: Sizes = field(default_factory=Sizes)
+    seed: int = 0
+    transfer: bool = False
+    """Also make and test the answer vector under each system prompt."""
+    saes: tuple[Path, ...] = ()
+    """Of the filtered method: at most one a layer."""
+    batch_size: int | None = None
+    overwrite: bool = False
+    command: str = ""
+
+    @property
+    def folder(self) -> Path:
+        return self.paths.research("steering_benchmark", self.choice.label)
+
+    def unit_path(self, behavior: str, method: str) -> Path:
+        """One method on one behavior."""
+        return self.folder / "units" / f"{behavior}__{method}.json"
+
+    def describe(self) -> dict[str, Any]:
+        """What every unit's numbers depend on, as far as it is known without the model."""
+        return {
+            "model": self.choice.label,
+            "layers": list(self.layers),
+            "kl_budget": self.kl,
+            "seed": self.seed,
+            "sizes": asdict(self.sizes),
+            "transfer": self.transfer,
+        }
+
+    def kept(self, behavior: str, method: str) -> Mapping[str, Any] | None:
+        """A unit that is there; None where it is to be made. One that was not run is tried again.
+
+        Raises:
+            UserError: If it was made with other settings.
+        """
+        path = self.unit_path(behavior, method)
+        if self.overwrite or not path.exists():
+            return None
+        unit: Mapping[str, Any] = read_json(path)
+        settings = unit.get("settings", {}) if isinstance(unit, dict) else {}
+        asked = self.describe()
+        if differing := [key for key, value in asked.items() if settings.get(key) != value]:
+            raise UserError(f"{path} was made with another {', '.join(differing)}; --overwrite makes it again")
+        return None if "not_run" in unit else unit
+
+    @property
+    def waiting(self) -> list[tuple[str, str]]:
+        """Behavior and method of every unit that is to be made."""
+        units = [(behavior, method) for behavior in self.behaviors for method in self.methods]
+        return [unit for unit in units if self.kept(*unit) is None]
+
+    def dataset_facts(self, behavior: str) -> dict[str, str]:
+        """Of the provenance."""
+        return {"test_sha256": sha256_of(self.paths.test_dataset(behavior, "answer_text"))}
