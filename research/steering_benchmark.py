@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
         f"--quick {', '.join(QUICK_METHODS)})",
     )
     parser.add_argument("--quick", action="store_true", help="two behaviors, six methods, few items")
-    add_layers(parser, "five layers from 40 to 65 percent of the model's depth; with --quick three")
+    add_layers(parser, "four layers from 45 to 60 percent of the model's depth; with --quick two")
     parser.add_argument(
         "--kl",
         type=values.positive_float,
@@ -87,7 +87,7 @@ def build_request(args: argparse.Namespace) -> BenchmarkRequest:
         method_named(name)
     if choice.use_base_model and any(METHODS[name.partition("+")[0]].kind == "framing" for name in methods):
         raise UserError("system prompts and examples need a chat model; leave --use_base_model out")
-    layers = args.layers or middle_layers(n_layers, 3 if args.quick else 5)
+    layers = args.layers or middle_layers(n_layers, 2 if args.quick else 4)
     return BenchmarkRequest(
         paths=data_paths(args),
         choice=choice,
@@ -105,8 +105,8 @@ def build_request(args: argparse.Namespace) -> BenchmarkRequest:
 
 
 def middle_layers(n_layers: int, n: int) -> list[int]:
-    """Evenly spaced from 40 to 65 percent of the depth."""
-    low, high = 0.4 * (n_layers - 1), 0.65 * (n_layers - 1)
+    """Evenly spaced from 45 to 60 percent of the depth."""
+    low, high = 0.45 * (n_layers - 1), 0.6 * (n_layers - 1)
     return sorted({round(low + (high - low) * i / max(1, n - 1)) for i in range(n)})
 
 

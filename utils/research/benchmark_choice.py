@@ -66,7 +66,8 @@ class AmountChooser:
         self.model, self.request = model, request
         self.norms = layer_norms(model, request.paths)
         questions = load_open_ended_questions(neutral_prompts_path(request.paths))
-        half = len(questions) // 2
+        half = min(request.sizes.neutral, len(questions) // 2)
+        questions = questions[: 2 * half]
         answers = neutral_answers(model, [model.chat_format.encode(question) for question in questions])
         self._solving = answers[:half]
         self.reported = questions[half:], answers[half:]

@@ -19,6 +19,10 @@ class Sizes:
     """Test items of each behavior, the first ones; None for all."""
     validation: int | None = None
     """Validation items; None for all."""
+    lettered: int = 40
+    """Of them, those that are asked as lettered questions, too."""
+    neutral: int = 12
+    """Neutral prompts on which the amount is solved; as many others are reported."""
     free: int = 16
     """Open-ended questions, answered freely."""
     free_tokens: int = 32
@@ -32,7 +36,18 @@ class Sizes:
     """Of the controls (random vectors, permuted labels)."""
 
 
-QUICK = Sizes(items=24, validation=16, free=6, free_tokens=24, knowledge=16, others=3, texts=10, draws=4)
+QUICK = Sizes(
+    items=16,
+    validation=12,
+    lettered=10,
+    neutral=5,
+    free=4,
+    free_tokens=20,
+    knowledge=10,
+    others=0,
+    texts=6,
+    draws=3,
+)
 
 
 @dataclass(frozen=True)

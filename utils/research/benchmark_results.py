@@ -139,7 +139,7 @@ class Results:
 
     def to_json(self) -> dict[str, Any]:
         """What others may cite."""
-        return {
+        content = {
             "settings": self.request.describe(),
             "behaviors": list(self.request.behaviors),
             "rows": [asdict(row) for row in self.rows],
@@ -150,6 +150,17 @@ class Results:
             "examples": {f"{b}/{m}": unit["examples"] for (b, m), unit in self.units.items()},
             "made": next((unit["made"] for unit in self.units.values()), {}),
         }
+        finite: dict[str, Any] = _finite(content)
+        return finite
+
+
+def _finite(value: Any) -> Any:
+    """With None for numbers that there are not: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 # --- one behavior -----------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from utils.behaviors import list_behaviors
-from utils.data.records import TextPair, load_choice_items, load_open_ended_questions, load_text_pairs
+from utils.data.records import ChoiceItem, TextPair, load_choice_items, load_open_ended_questions, load_text_pairs
 from utils.errors import UserError
 from utils.files.writing import write_json
 from utils.model import processes
@@ -32,7 +32,7 @@ from utils.research.benchmark_measures import (
     preferences,
     text_log_probabilities,
 )
-from utils.research.benchmark_methods import Method, NotRun, method_named
+from utils.research.benchmark_methods import PLAIN, Framing, Method, NotRun, method_named
 
 if TYPE_CHECKING:
     from llama_wrapper import LlamaWrapper
@@ -68,6 +68,7 @@ class Benchmark:
             load: Loads the same model with fine-tuned weights.
         """
         self.model, self.request, self._load = model, request, load
+        self.plain = Subject(model)
         self._store: PairStore | None = None
         self._unsteered: dict[str, FreeAnswers] = {}
 
@@ -87,7 +88,7 @@ class Benchmark:
     def unit(self, behavior: str, name: str) -> dict[str, Any]:
         """One method on one behavior."""
         method = method_named(name)
-        about = {"behavior": behavior, "method": name, "what": method.what, "kind": method.kind}
+        about: dict[str, Any] = {"behavior": behavior, "method": name, "what": method.what, "kind": method.kind}
         made = {
             **self.model.provenance(),
             "command": self.request.command,
@@ -122,8 +123,11 @@ class Benchmark:
         if method.kind == "weights":
             pos, neg = (Subject(self._load(path)) for path in made)
         else:
-            pos, neg = (Subject(self.model, framing=framing) for framing in made)
-        return Sides({-1.0: neg, 0.0: Subject(self.model), 1.0: pos}, {"seconds": seconds})
+            pos, neg = (self._framed(framing) for framing in made)
+        return Sides({-1.0: neg, 0.0: self.plain, 1.0: pos}, {"seconds": seconds})
+
+    def _framed(self, framing: Framing) -> Subject:
+        return self.plain if framing == PLAIN else Subject(self.model, framing=framing)
 
     def _chosen(self, method: Method, store: PairStore) -> Sides:
         started = time.perf_counter()
@@ -144,7 +148,7 @@ class Benchmark:
             "vector_norm": float(whole[choice.layer].double().norm()),
             "seconds": {"make": made - started, "choose": chosen - made},
         }
-        return Sides({0.0: Subject(self.model), **subjects}, facts)
+        return Sides({0.0: self.plain, **subjects}, facts)
 
     def _control(self, method: Method, store: PairStore) -> dict[str, Any]:
         """Several draws at the middle layer, each at the strength that spends the budget."""
@@ -158,7 +162,7 @@ class Benchmark:
             amounts.append(solved.amount)
             subjects += [Subject(self.model, steering(layer, sign * solved.amount)) for sign in (1, -1)]
         found = preferences(subjects, self._test_items(store.behavior), self.request.batch_size)
-        first = {1.0: subjects[0], 0.0: Subject(self.model), -1.0: subjects[1]}
+        first = {1.0: subjects[0], 0.0: self.plain, -1.0: subjects[1]}
         facts = {"operator": method.operator, "layer": layer, "amount": float(np.mean(amounts)), "amounts": amounts}
         return {**facts, **self._measured(store, first), "draws": (found[0::2] - found[1::2]).tolist()}
 
@@ -170,39 +174,53 @@ class Benchmark:
         behavior, sizes, paths = store.behavior, self.request.sizes, self.request.paths
         levels = sorted(by_level)
         ends = [by_level[level] for level in ENDS]
-        preference = preferences([by_level[one] for one in levels], self._test_items(behavior), self.request.batch_size)
-        free = [self._free(store, subject) for subject in ends]
+
+        def of_each(measure: Callable[[Sequence[Subject]], Sequence[Any]], subjects: Sequence[Subject]) -> list[Any]:
+            """One entry a subject; one that stands there several times is measured once."""
+            unique = list(dict.fromkeys(subjects))
+            found = dict(zip(unique, measure(unique), strict=True))
+            return [found[subject] for subject in subjects]
+
+        items = self._test_items(behavior)
+        free = of_each(lambda some: [self._free(store, subject) for subject in some], ends)
+        lettered = self._lettered(behavior)
         found = {
             "levels": levels,
-            "preference": preference.tolist(),
-            "log_odds": self._letters(behavior, ends),
-            "kl": self._kl(ends),
-            "texts": text_log_probabilities(ends, paths, sizes.texts).tolist(),
+            "preference": of_each(lambda some: self._preferences(some, items), [by_level[one] for one in levels]),
+            "log_odds": of_each(lambda some: log_odds(some, lettered, both_orders=True).tolist(), ends)
+            if lettered
+            else None,
+            "kl": of_each(self._kl, ends),
+            "texts": of_each(lambda some: text_log_probabilities(some, paths, sizes.texts).tolist(), ends),
             "free_metric": [one.metric for one in free] if store.known.metric else None,
             "distinct_2": [one.distinct_2 for one in free],
             "examples": [one.texts[:N_EXAMPLES] for one in free],
             "tokens_per_second": [one.tokens_per_second for one in free],
-            "mmlu": self._knowledge("mmlu", ends),
-            "truthful_qa": self._knowledge("truthful_qa", ends),
+            "mmlu": of_each(partial(self._knowledge, "mmlu"), ends),
+            "truthful_qa": of_each(partial(self._knowledge, "truthful_qa"), ends),
             "others": self._others(behavior, ends),
         }
         return {**found, "seconds_to_test": time.perf_counter() - started}
+
+    def _preferences(self, subjects: Sequence[Subject], items: Sequence[TextPair]) -> list[list[float]]:
+        return preferences(subjects, items, self.request.batch_size).tolist()
 
     def _test_items(self, behavior: str) -> list[TextPair]:
         items = load_text_pairs(self.request.paths.test_dataset(behavior, "answer_text"))
         return items[: self.request.sizes.items]
 
-    def _letters(self, behavior: str, ends: Sequence[Subject]) -> list[list[float]] | None:
+    def _lettered(self, behavior: str) -> list[ChoiceItem]:
+        """The test items as lettered questions; empty where they have no letters."""
         path = self.request.paths.test_dataset(behavior, "ab")
-        if not path.exists():
-            return None
-        items = load_choice_items(path, "ab")[: self.request.sizes.items]
-        return log_odds(ends, items, both_orders=True).tolist()  # type: ignore[no-any-return]
+        return load_choice_items(path, "ab")[: self.request.sizes.lettered] if path.exists() else []
 
-    def _kl(self, ends: Sequence[Subject]) -> list[dict[str, float]]:
+    def _kl(self, subjects: Sequence[Subject]) -> list[dict[str, float]]:
         questions, answers = self.chooser.reported
         found = []
-        for subject in ends:
+        for subject in subjects:
+            if subject.is_plain(self.model):
+                found.append({"mean": 0.0, "p95": 0.0})
+                continue
             kl = kl_per_token(self.model, subject, questions, answers).double()
             found.append({"mean": float(kl.mean()), "p95": float(kl.quantile(0.95))})
         return found
@@ -218,12 +236,12 @@ class Benchmark:
             self._unsteered[store.behavior] = answers
         return answers
 
-    def _knowledge(self, kind: Any, ends: Sequence[Subject]) -> list[list[float]]:
-        """p(correct) of each question, [3, n_items]."""
+    def _knowledge(self, kind: Any, subjects: Sequence[Subject]) -> list[list[float]]:
+        """p(correct) of each question, [n_subjects, n_items]."""
         path = self.request.paths.test_dataset("", kind)
         items = load_choice_items(path, kind)[: self.request.sizes.knowledge]
-        found: FloatArray = 1 / (1 + np.exp(-log_odds(ends, items)))
-        return found.tolist()  # type: ignore[no-any-return]
+        found: FloatArray = 1 / (1 + np.exp(-log_odds(subjects, items)))
+        return found.tolist()
 
     def _others(self, behavior: str, ends: Sequence[Subject]) -> dict[str, list[float]]:
         """The change of every other behavior's preference, for minus against, of each item."""
@@ -231,7 +249,7 @@ class Benchmark:
         found = {}
         for other in list_behaviors(paths):
             path = paths.test_dataset(other, "answer_text")
-            if other != behavior and n and path.exists():
+            if other != behavior and n and path.exists() and ends[0] is not ends[2]:
                 both = preferences([ends[0], ends[2]], load_text_pairs(path)[:n], self.request.batch_size)
                 found[other] = (both[1] - both[0]).tolist()
         return found
