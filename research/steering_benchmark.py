@@ -53,6 +53,11 @@ def build_parser() -> argparse.ArgumentParser:
         f"--quick {', '.join(QUICK_METHODS)})",
     )
     parser.add_argument("--quick", action="store_true", help="two behaviors, six methods, few items")
+    parser.add_argument(
+        "--transfer",
+        action="store_true",
+        help="also make the answer vector under each system prompt (none, for, against) and test it under each",
+    )
     add_layers(parser, "four layers from 45 to 60 percent of the model's depth; with --quick two")
     parser.add_argument(
         "--kl",
@@ -98,6 +103,7 @@ def build_request(args: argparse.Namespace) -> BenchmarkRequest:
         sizes=QUICK if args.quick else Sizes(),
         seed=args.seed,
         saes=tuple(args.saes),
+        transfer=args.transfer,
         batch_size=None if args.batch_size == "auto" else args.batch_size,
         overwrite=args.overwrite,
         command=args.command,

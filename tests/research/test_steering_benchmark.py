@@ -19,6 +19,8 @@ from utils.data.records import TextPair, load_open_ended_questions
 from utils.errors import UserError
 from utils.evaluation.chosen import holm
 from utils.model.checkpoints import choose_model
+from utils.model.pairs import encode_pair
+from utils.model.reading import read_pairs
 from utils.model.side_effects import measure_kl, neutral_answers
 from utils.model.steering import Steering
 from utils.paths import DataPaths
@@ -29,9 +31,12 @@ from utils.research.benchmark_measures import Subject, kl_per_token, preferences
 from utils.research.benchmark_methods import METHODS, Framing, Method, NotRun, method_named
 from utils.research.benchmark_request import BenchmarkRequest, Sizes
 from utils.research.benchmark_results import Results, item_effects, over_draws
+from utils.research.benchmark_transfer import transfer
 from utils.vectors.norms import neutral_prompts_path
 
-SIZES = Sizes(items=8, validation=4, free=2, free_tokens=4, knowledge=2, others=0, texts=2, draws=4)
+SIZES = Sizes(
+    items=8, validation=4, lettered=2, neutral=3, free=2, free_tokens=4, knowledge=2, others=0, texts=2, draws=4
+)
 TOPICS = ("sea", "owl", "cat", "day", "word", "tea", "sun", "map", "key", "hat", "bus", "jam")
 
 
@@ -105,19 +110,7 @@ def benchmark(root: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
     return run
 
 
-EVERY = (
-    "none",
-    "system_prompt",
-    "few_shot",
-    "letter",
-    "answer",
-    "answer+clamp",
-    "persona",
-    "sae",
-    "lora",
-    "random",
-    "permuted",
-)
+EVERY = ("none", "system_prompt", "letter", "answer", "answer+clamp", "persona", "sae", "lora", "random", "permuted")
 
 
 def test_a_whole_run_says_what_holds_and_what_was_not_run(
@@ -128,9 +121,10 @@ def test_a_whole_run_says_what_holds_and_what_was_not_run(
     folder = root / "analysis/research/steering_benchmark/tiny-chat"
     result = json.loads((folder / "results.json").read_text())
     rows = {row["method"]: row for row in result["rows"]}
-    assert set(rows) == {"none", "system_prompt", "few_shot", "answer", "answer+clamp", "random", "permuted"}
+    assert set(rows) == {"none", "system_prompt", "answer", "random", "permuted"}
     not_run = {one["method"]: one for one in result["not_run"]}
-    assert set(not_run) == {"letter", "persona", "sae", "lora"}
+    assert set(not_run) == {"letter", "answer+clamp", "persona", "sae", "lora"}
+    assert "meets the KL budget of 0.05 nats" in not_run["answer+clamp"]["not_run"]  # at 0 it takes the component away
     assert "--from answers" in not_run["persona"]["provide"]
     assert "saes/train_sae.py" in not_run["sae"]["provide"]
     assert "finetune_llama.py --behavior the-sea --direction pos --lora" in not_run["lora"]["provide"]
@@ -155,7 +149,7 @@ def test_a_whole_run_says_what_holds_and_what_was_not_run(
     again = json.loads((folder / "results.json").read_text())
     assert [row["effect"] for row in again["rows"]] == [row["effect"] for row in result["rows"]]
     assert {path for path in before if path.read_bytes() == before[path]} >= {
-        path for path in before if "random" in path.name or "few_shot" in path.name
+        path for path in before if "random" in path.name or "system_prompt" in path.name
     }
 
 
@@ -270,6 +264,27 @@ def test_kl_of_a_framing_is_between_the_answers_own_tokens() -> None:
             logits.append(model.model(ids).logits[0, -len(own) - 1 : -1].double().log_softmax(-1))
     wanted = (logits[0].exp() * (logits[0] - logits[1])).sum(-1)
     torch.testing.assert_close(framed.double(), wanted, rtol=1e-3, atol=1e-6)
+
+
+def test_a_vector_is_made_and_tested_under_each_system_prompt(root: Path) -> None:
+    model, request = build_wrapper(), request_of(root)
+    store = PairStore(request, model, "the-sea")
+    chooser = AmountChooser(model, request)
+    items = store.texts[:3]
+    found = transfer(store, chooser, {"layer": 2, "amount": 0.1}, items)
+    effects = np.array(found["effects"])
+    assert effects.shape == (3, 3, 3)
+    prompt = store.known.system_prompts
+    assert prompt is not None
+    tokens = [encode_pair(model.chat_format, pair, "answer", prompt.neg) for pair in store.texts]
+    [(_, positive, negative)] = list(read_pairs(model.runtime, tokens, [2], 100, ()))
+    vector = (positive - negative).mean(dim=0)[0]
+    size = 0.1 * chooser.norms[2] / float(vector.norm())
+    subjects = [Subject(model, Steering(2, sign * size, vector), Framing(prompt.pos)) for sign in (1, -1)]
+    plus, minus = preferences(subjects, items)
+    assert effects[2, 1] == pytest.approx(plus - minus, rel=1e-3, abs=1e-6)  # made against it, tested for it
+    with pytest.raises(UserError, match="add it to --methods"):
+        transfer(store, chooser, {}, items)
 
 
 # --- methods ---

@@ -31,6 +31,8 @@ TOLERANCE = 1.05
 """Times the budget: what a solved amount may spend."""
 ROUNDS = 4
 FULL_SHARE = 1.0
+SMALLEST = 1e-3
+"""An amount below which nothing is steered: of float32's arithmetic more than of the vector."""
 
 
 @dataclass(frozen=True)
@@ -129,10 +131,11 @@ class AmountChooser:
             if not over:
                 break
             amounts |= {layer: amounts[layer] * math.sqrt(budget / spent[layer]) for layer in over}
-        if len(over) == len(layers):
+        within = [layer for layer in layers if layer not in over and amounts[layer] >= SMALLEST]
+        if not within:
             named = ", ".join(map(str, layers))
             raise NotRun(f"no strength at layers {named} meets the KL budget of {budget:g} nats", "raise --kl")
-        return [LayerOutcome(layer, amounts[layer], spent[layer]) for layer in layers if layer not in over]
+        return [LayerOutcome(layer, amounts[layer], spent[layer]) for layer in within]
 
     def _kl_95(self, steering: Callable[[int, float], Steering], at: Sequence[tuple[int, float]]) -> list[float]:
         """95th percentile of the per-token KL; the larger one of both signs."""

@@ -8,8 +8,8 @@ from utils.figures.style import log_written
 from utils.files.tables import save_table
 from utils.files.writing import write_json
 from utils.research.benchmark_figures import plot_pareto, plot_ranks
-from utils.research.benchmark_results import Results
-from utils.research.benchmark_tables import lines, not_run_lines, rank_lines, table_of
+from utils.research.benchmark_results import Results, transfer_rows
+from utils.research.benchmark_tables import lines, not_run_lines, rank_lines, table_of, transfer_table
 
 if TYPE_CHECKING:
     from utils.research.benchmark_request import BenchmarkRequest
@@ -29,6 +29,9 @@ def write_results(request: "BenchmarkRequest") -> list[str]:
     write_json(request.folder / "results.json", results.to_json())
     log.info("wrote %s", request.folder / "results.json")
     log.info("wrote %s", save_table(request.folder / "results", table_of(results)))
+    if results.transfer:
+        table = transfer_table(transfer_rows(results.transfer, request.seed))
+        log.info("wrote %s", save_table(request.folder / "transfer", table))
     for behavior in results.behaviors():
         if any(row.behavior == behavior and row.kind != "none" for row in results.rows):
             log_written(plot_pareto(results, behavior, request.folder / f"pareto_{behavior}"))

@@ -1,5 +1,6 @@
 """What the steering benchmark is asked for, and where its pieces are kept; needs no torch."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from utils.errors import UserError
 from utils.files.reading import read_json, sha256_of
 from utils.model.checkpoints import ModelChoice
 from utils.paths import DataPaths
+from utils.settings import Side
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,11 @@ QUICK = Sizes(
 )
 
 
+PROMPTS: tuple[Side | None, ...] = (None, "pos", "neg")
+TRANSFER = "transfer"
+"""The unit of vectors made and tested under different system prompts."""
+
+
 @dataclass(frozen=True)
 class BenchmarkRequest:
     """Which methods to compare on which behaviors, and how."""
@@ -88,7 +95,6 @@ class BenchmarkRequest:
             "kl_budget": self.kl,
             "seed": self.seed,
             "sizes": asdict(self.sizes),
-            "transfer": self.transfer,
         }
 
     def kept(self, behavior: str, method: str) -> Mapping[str, Any] | None:
@@ -110,9 +116,19 @@ class BenchmarkRequest:
     @property
     def waiting(self) -> list[tuple[str, str]]:
         """Behavior and method of every unit that is to be made."""
-        units = [(behavior, method) for behavior in self.behaviors for method in self.methods]
+        names = [*self.methods, *([TRANSFER] if self.transfer else [])]
+        units = [(behavior, name) for behavior in self.behaviors for name in names]
         return [unit for unit in units if self.kept(*unit) is None]
 
     def dataset_facts(self, behavior: str) -> dict[str, str]:
         """Of the provenance."""
         return {"test_sha256": sha256_of(self.paths.test_dataset(behavior, "answer_text"))}
+
+
+def finite(value: Any) -> Any:
+    """With None for numbers that there are not: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -13,6 +13,7 @@ from utils.evaluation.chosen import holm
 from utils.evaluation.metrics import item_slopes, mean_estimates, steerabilities
 from utils.evaluation.paired_tests import paired_tests
 from utils.files.reading import read_json
+from utils.research.benchmark_request import PROMPTS, TRANSFER, finite
 
 if TYPE_CHECKING:
     from utils.research.benchmark_request import BenchmarkRequest
@@ -88,13 +89,16 @@ class Results:
         self.request = request
         self.units: dict[tuple[str, str], Unit] = {}
         self.not_run: list[Unit] = []
+        self.transfer: dict[str, Unit] = {}
         for behavior in request.behaviors:
-            for method in request.methods:
+            for method in (*request.methods, *([TRANSFER] if request.transfer else [])):
                 path = request.unit_path(behavior, method)
                 if path.exists():
                     unit: Unit = read_json(path)
                     if "not_run" in unit:
                         self.not_run.append(unit)
+                    elif method == TRANSFER:
+                        self.transfer[behavior] = unit
                     else:
                         self.units[behavior, method] = unit
 
@@ -144,23 +148,18 @@ class Results:
             "behaviors": list(self.request.behaviors),
             "rows": [asdict(row) for row in self.rows],
             "ranks": {method: asdict(rank) for method, rank in self.ranks.items()},
+            "transfer": [
+                {"behavior": behavior, "made_under": made, "tested_under": tested, "effect": asdict(effect)}
+                for behavior, made, tested, effect in transfer_rows(self.transfer, self.request.seed)
+            ],
             "not_run": [
                 {key: unit[key] for key in ("behavior", "method", "not_run", "provide")} for unit in self.not_run
             ],
             "examples": {f"{b}/{m}": unit["examples"] for (b, m), unit in self.units.items()},
             "made": next((unit["made"] for unit in self.units.values()), {}),
         }
-        finite: dict[str, Any] = _finite(content)
-        return finite
-
-
-def _finite(value: Any) -> Any:
-    """With None for numbers that there are not: JSON has no NaN."""
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+        found: dict[str, Any] = finite(content)
+        return found
 
 
 # --- one behavior -----------------------------------------------------------------------------------
@@ -251,3 +250,14 @@ def _change(sides: Sequence[Sequence[float]], seed: int) -> Estimate:
     """Mean change of both sides from none."""
     values = np.array(sides, dtype=np.float64)
     return mean_estimates(((values[PLUS] + values[MINUS]) / 2 - values[NONE])[None], seed)[0]
+
+
+def transfer_rows(units: Mapping[str, Mapping[str, Any]], seed: int) -> list[tuple[str, str, str, Estimate]]:
+    """Behavior, system prompt of the making, of the test, and the effect."""
+    rows = []
+    for behavior, unit in units.items():
+        effects = np.array(unit["effects"], dtype=np.float64)
+        for i, made in enumerate(PROMPTS):
+            for tested, estimate in zip(PROMPTS, mean_estimates(effects[i], seed), strict=True):
+                rows.append((behavior, made or "none", tested or "none", estimate))
+    return rows

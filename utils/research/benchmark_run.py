@@ -33,6 +33,8 @@ from utils.research.benchmark_measures import (
     text_log_probabilities,
 )
 from utils.research.benchmark_methods import PLAIN, Framing, Method, NotRun, method_named
+from utils.research.benchmark_request import TRANSFER, finite
+from utils.research.benchmark_transfer import transfer
 
 if TYPE_CHECKING:
     from llama_wrapper import LlamaWrapper
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+TRANSFERRED = "answer"
 Load = Callable[[Path], "LlamaWrapper"]
 LEVELS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 """Of the chosen amount."""
@@ -83,11 +86,11 @@ class Benchmark:
             log.info("%d of %d: %s on %s", number, len(waiting), name, behavior)
             unit = self.unit(behavior, name)
             if processes.is_main():
-                write_json(self.request.unit_path(behavior, name), unit)
+                write_json(self.request.unit_path(behavior, name), finite(unit))
 
     def unit(self, behavior: str, name: str) -> dict[str, Any]:
         """One method on one behavior."""
-        method = method_named(name)
+        method = method_named(TRANSFERRED if name == TRANSFER else name)
         about: dict[str, Any] = {"behavior": behavior, "method": name, "what": method.what, "kind": method.kind}
         made = {
             **self.model.provenance(),
@@ -97,6 +100,9 @@ class Benchmark:
         about |= {"settings": self.request.describe(), "made": made}
         try:
             store = self._store_of(behavior)
+            if name == TRANSFER:
+                answer = self.request.kept(behavior, TRANSFERRED)
+                return {**about, **transfer(store, self.chooser, answer or {}, self._test_items(behavior))}
             if method.kind == "control":
                 return {**about, **self._control(method, store)}
             sides = self._sides(method, store)

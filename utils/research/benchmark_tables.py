@@ -88,3 +88,12 @@ def rank_lines(results: Results) -> list[str]:
         f"mean rank over {n} behaviors: {method} {rank.value:.1f} [{rank.low:.1f}, {rank.high:.1f}]"
         for method, rank in ranks
     ]
+
+
+def transfer_table(rows: Sequence[tuple[str, str, str, Estimate]]) -> Table:
+    columns = ("behavior", "made_under", "tested_under", "effect", "low", "high", "n")
+    data = [(*where, one.value, one.low, one.high, one.n) for *where, one in rows]
+    note = (
+        "effect of the answer vector in nats per token, at the layer and amount that were chosen without system prompt"
+    )
+    return Table(columns, data, (note,))
