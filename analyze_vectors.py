@@ -25,6 +25,7 @@ A figure is made again when its numbers are no longer those of the text beside i
 import argparse
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from utils.cli import values as flag_values
@@ -33,6 +34,7 @@ from utils.cli.flags import (
     add_device,
     add_layers,
     add_model_filter,
+    add_quantize,
     data_paths,
     make_parser,
     model_filter,
@@ -84,6 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"with --prompt: longest answer, in tokens (default: {DEFAULT_NEW_TOKENS})",
     )
     add_device(inside)
+    add_quantize(inside)
     return parser
 
 
@@ -155,7 +158,8 @@ def look(args: argparse.Namespace, request: InsideRequest) -> int:
     def load(choice: ModelChoice) -> "LlamaWrapper":
         from llama_wrapper import LlamaWrapper
 
-        return LlamaWrapper.load(choice, args.device, args.dtype, over_all_devices=args.device_map == "auto")
+        chosen = replace(choice, quantize=args.quantize)
+        return LlamaWrapper.load(chosen, args.device, args.dtype, over_all_devices=args.device_map == "auto")
 
     counts = look_inside(request, load)
     log.info("wrote %d reports, skipped %d that show these vectors already (--overwrite makes them again)", *counts)

@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--lora_rank", type=flag_values.positive_int, metavar="R", help="rank of the adapters (default: 16)"
     )
-    add_model(parser)
+    add_model(parser, quantize=False)
     parser.add_argument(
         "--device",
         choices=["auto", "cpu", "cuda", "mps"],

@@ -11,7 +11,6 @@ Every fast path has a plain one beside it that runs one full sequence a combinat
 (`score_plainly`, `answer_activations_plainly`); it is the reference that the fast path is held to.
 """
 
-import hashlib
 import logging
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,12 +25,15 @@ from utils.data.records import AnyPair
 from utils.model import answer_scoring, processes, reading, scoring
 from utils.model.answer_scoring import AnswerPair
 from utils.model.batching import CPU_TOKENS_PER_PASS
+from utils.model.bulk import generate_rows
 from utils.model.chat_format import ChatFormat, PromptTokens
 from utils.model.checkpoints import ModelChoice, choice_of
 from utils.model.conditions import opened, score_gated
-from utils.model.generation import Decoding, GenerationRow, generate_rows, generate_without_cache
+from utils.model.fingerprint import fingerprint_of
+from utils.model.generation import Decoding, GenerationRow, generate_without_cache
 from utils.model.loading import load_checkpoint, load_weights_over, pick_device, pick_dtype
 from utils.model.pairs import encode_pair
+from utils.model.quantizing import Quantized, check_quantizer, quantize_model
 from utils.model.reading import PairBatch
 from utils.model.runtime import Runtime
 from utils.model.steering import RowSteering, Steering, Steerings, capture_outputs, check_range
@@ -68,9 +70,14 @@ class LlamaWrapper:
     """A loaded decoder model with its tokenizer and prompt format."""
 
     def __init__(
-        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", label: str, use_base_model: bool = False
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        label: str,
+        use_base_model: bool = False,
+        quantized: Quantized | None = None,
     ) -> None:
-        """Wrap a model that is already loaded; `load` loads one.
+        """Wrap a model that is already loaded (and `quantized`); `load` loads one.
 
         Raises:
             UserError: If the architecture cannot be steered correctly.
@@ -80,7 +87,8 @@ class LlamaWrapper:
         self.label = label
         self.chat_format = ChatFormat(tokenizer, label, use_base_model)
         pad_id = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
-        self.runtime = Runtime(self.model, pad_id, label)
+        self.quantized = quantized
+        self.runtime = Runtime(self.model, pad_id, label, quantized.arithmetic if quantized else None)
         self.layers, self.config = self.runtime.layers, self.runtime.config
         self.d_model: int = self.config.hidden_size
 
@@ -97,7 +105,8 @@ class LlamaWrapper:
         """Load a checkpoint.
 
         Args:
-            choice: Which one: a size ("135m", "7b", ...), a hub name, a folder, or what the flags were made into.
+            choice: Which one: a size ("135m", "7b", ...), a hub name, a folder, or what the flags were made into,
+                which says whether it is quantised, too.
             device: "auto" or a torch device.
             dtype: "auto", "float32", "float16" or "bfloat16".
             weights_path: A state dict to put over the checkpoint's weights.
@@ -109,13 +118,19 @@ class LlamaWrapper:
         if not isinstance(choice, ModelChoice):
             choice = choice_of(str(choice))
         place = pick_device(device)
+        if choice.quantize:
+            check_quantizer(choice.quantize, place, over_all_devices=over_all_devices)
         log.info("loading %s on %s", choice.label, place)
+        loaded_on = torch.device("cpu") if choice.quantize else place
         model, tokenizer = load_checkpoint(
-            choice, place, pick_dtype(choice, dtype, place), over_all_devices=over_all_devices
+            choice, loaded_on, pick_dtype(choice, dtype, place), over_all_devices=over_all_devices
         )
         if weights_path is not None:
             load_weights_over(model, weights_path)
-        return cls(model, tokenizer, choice.label, choice.use_base_model)
+        quantized = None
+        if choice.quantize:
+            quantized = quantize_model(model.eval(), tokenizer, choice.label, choice.quantize, place)
+        return cls(model, tokenizer, choice.label, choice.use_base_model, quantized)
 
     @property
     def n_layers(self) -> int:
@@ -132,15 +147,9 @@ class LlamaWrapper:
     @cached_property
     def fingerprint(self) -> str:
         """Tells these weights from others: a hash of a few values of every parameter."""
-        digest = hashlib.sha256()
-        for name, weights in self.model.named_parameters():
-            digest.update(f"{name} {tuple(weights.shape)}".encode())
-            if weights.numel() and weights.device.type != "meta":  # as accelerate leaves what it has put on a disk
-                places = torch.arange(16, device=weights.device) * (weights.numel() - 1) // 15  # evenly spaced
-                digest.update(weights.detach().flatten()[places].float().cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return self.quantized.fingerprint if self.quantized else fingerprint_of(self.model)
 
-    def provenance(self) -> dict[str, str | None]:
+    def provenance(self) -> dict[str, Any]:
         """What to note beside everything that is computed with this model."""
         import transformers
 
@@ -149,6 +158,7 @@ class LlamaWrapper:
             "revision": getattr(self.model.config, "_commit_hash", None),
             "weights_fingerprint": self.fingerprint,
             "dtype": str(self.dtype).removeprefix("torch."),
+            **(self.quantized.facts if self.quantized else {"quantize": "none"}),
             "prompt_format": self.chat_format.name,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
@@ -348,29 +358,25 @@ class LlamaWrapper:
             max_new_tokens: Longest answer, in tokens.
             temperature: 0 for the most likely token, else sampling from each row's own seed.
             use_cache: False runs the whole sequence for every token, one row at a time: the reference.
-            batch_size: Rows in one batch; None for as many as fit.
-            skip: Rows that are not needed; they do not change how the others are batched.
+            batch_size: Rows at once; None for as many as fit. Where one ends, one that waits takes its place.
+            skip: Rows that are not needed. What else is in the batch changes an answer by rounding at most.
 
         Yields:
-            Index into `rows` and its answer.
+            Index into `rows` and its answer, as they end.
         """
         self.runtime.check_lengths([len(row.prompt) for row in rows], max_new_tokens)
         check_range([row.steering for row in rows], self.dtype)
         decoding = Decoding(max_new_tokens, self.end_ids, self.runtime.pad_id, temperature)
         rows = [replace(row, steering=opened(self, row.prompt, [row.steering])[0]) for row in rows]
 
-        def generate_batch(batch: list[int]) -> list[list[int]]:
-            done = dict(generate_rows(self.model, self.layers, [rows[i] for i in batch], decoding))
-            return [done[place] for place in range(len(batch))]
+        def generate_some(items: list[int], at_once: int) -> Iterator[tuple[int, list[int]]]:
+            return generate_rows(self.model, self.layers, [rows[i] for i in items], decoding, at_once)
 
         cached = [i for i, row in enumerate(rows) if use_cache and self._may_share_a_cache(row, max_new_tokens)]
         cost = self._generation_cost()
         widths = [cost * (len(rows[i].prompt) + max_new_tokens) for i in cached]
-        batches = self.runtime.batcher.run(cached, widths, generate_batch, batch_size, skip, keep_order=True)
-        for batch, answers in batches:
-            for index, tokens in zip(batch, answers, strict=True):
-                if index not in skip:
-                    yield index, self._generation(rows[index], tokens)
+        for index, tokens in self.runtime.batcher.run_flowing(cached, widths, generate_some, batch_size, skip):
+            yield index, self._generation(rows[index], tokens)
         uncached = sorted(set(range(len(rows))) - set(cached))
         if use_cache and uncached:
             log.warning(

@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__, overwrite=True, seed=True)
     add_behaviors(parser)
     add_layers(parser, default="those with saved activations")
-    add_model(parser)
+    add_model(parser, quantize=False)
     return parser
 
 

@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max_new_tokens", type=values.positive_int, default=16, metavar="N", help="of test answers (default: 16)"
     )
-    add_model(parser)
+    add_model(parser, quantize=False)
     add_device(parser)
     return parser
 

@@ -32,6 +32,7 @@ def any_settings(draw: st.DrawFn, labels: st.SearchStrategy[str] = LABELS) -> St
         use_base_model=draw(st.booleans()),
         model_size=size,
         model=None if size else draw(labels),
+        quantize=draw(st.sampled_from([None, "int8", "nf4"])),
         override_model_weights_path=draw(st.one_of(st.none(), labels)),
         steer_positions=draw(st.sampled_from(["end_of_prompt", "all"])),
         vector_behavior=draw(st.one_of(st.none(), st.sampled_from(published_behaviors()))),
@@ -217,7 +218,12 @@ def test_the_flags_of_a_command_are_the_keys_that_are_not_at_their_default() -> 
 
 def test_settings_name_the_same_model_whatever_else_they_say() -> None:
     assert PLAIN.same_model(replace(PLAIN, layer=2, behavior="refusal", system_prompt="pos"))
-    for change in ({"use_base_model": True}, {"model_size": "13b"}, {"model_size": None, "model": "7b"}):
+    for change in (
+        {"use_base_model": True},
+        {"model_size": "13b"},
+        {"model_size": None, "model": "7b"},
+        {"quantize": "nf4"},
+    ):
         assert not PLAIN.same_model(replace(PLAIN, **change))
 
 

@@ -37,6 +37,9 @@ Knob = Literal["multiplier", "strength"]
 Orders = Literal["given", "both"]
 """Whether lettered answers stand as the set gives them, or an item is asked twice, its two answers exchanged."""
 
+Quantization = Literal["int8", "nf4"]
+"""Weights in 8-bit integers, or in 4-bit NormalFloat."""
+
 BEHAVIOR_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
 # separators, control characters, and what is not Unicode or breaks a line
 _UNSAFE_IN_NAME = re.compile(r"[/\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -148,6 +151,8 @@ class SteeringSettings:
     """Exactly one of model_size and model is set."""
     model: Annotated[str | None, Key(str, of_model=True)] = None
     """Label of the checkpoint."""
+    quantize: Annotated[Quantization | None, Key(_one_of("quantization", get_args(Quantization)), of_model=True)] = None
+    """How the model's weights were kept; None for floating point."""
     override_model_weights_path: Annotated[str | None, Key(str, is_file=True)] = None
     """Fine-tuned weights, with path separators written as '-'."""
     steer_positions: Annotated[StartPosition, Key(_one_of("position", get_args(StartPosition)), steers=True)] = (

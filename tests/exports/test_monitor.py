@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from llama_wrapper import LlamaWrapper
 from tests.models import ARCHITECTURES, N_LAYERS, build_tokenizer, build_wrapper, random_vector
 from tests.roots import TINY_LABEL, error_lines, put_json, snapshot
 from utils.errors import UserError
+from utils.exports import measuring, monitor_run
 from utils.exports.measuring import Failed, Measured, make_probe, measure_texts
 from utils.exports.reference import Distribution
 from utils.exports.summary import Running, slope
@@ -358,3 +360,78 @@ def test_no_more_than_a_window_of_texts_is_in_memory(model: LlamaWrapper, monkey
     for place, _ in enumerate(measure_texts(model, texts(), [make_probe(1, random_vector(1))])):
         assert len(taken) <= 4 * (place // 4 + 1)
     assert len(taken) == 20
+
+
+# --- interrupted runs ------------------------------------------------------------------------------
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, index: int) -> None:
+    """Ctrl-C when the text at `index` is about to be written."""
+    real = monitor_run.measured_line
+
+    def measured_line(measured: Measured, *args: Any) -> bytes:
+        if measured.index == index:
+            raise KeyboardInterrupt
+        return real(measured, *args)
+
+    monkeypatch.setattr(monitor_run, "measured_line", measured_line)
+
+
+@pytest.fixture
+def talks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Texts of every kind, in windows of two."""
+    monkeypatch.setattr(measuring, "WINDOW", 2)
+    monkeypatch.setattr(monitor_run, "WINDOW", 2)
+    return put_json(tmp_path / "talks.json", [*ANSWERS, CONVERSATION, {"question": "alone"}, *ANSWERS[::-1]])
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bytes_and_measures_nothing_twice(
+    run: Run, paths: DataPaths, talks: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = (talks, "--layers", 1, 2, "--tokens", "--page")
+    assert run(*flags) == 1  # one text is a question without an answer
+    said, undisturbed = capsys.readouterr().out, snapshot(paths.analysis_dir)
+    shutil.rmtree(paths.analysis_dir)
+    with monkeypatch.context() as patched:
+        interrupt_at(patched, 7)
+        assert run(*flags) == 130
+    assert [name for name in outputs(paths) if not name.startswith(".")] == ["provenance.json"]
+    seen: list[int] = []
+    real = monitor_run.measured_line
+    monkeypatch.setattr(monitor_run, "measured_line", lambda one, *args: [seen.append(one.index), real(one, *args)][1])
+    capsys.readouterr()
+    assert run(*flags) == 1
+    captured = capsys.readouterr()
+    assert "going on behind 6 texts that an interrupted run has measured" in captured.err and seen == [6, 7, 8, 9]
+    assert captured.out == said
+    assert snapshot(paths.analysis_dir) == undisturbed
+
+
+def test_what_an_interrupted_run_left_of_other_texts_or_flags_is_not_gone_on_with(
+    run: Run, paths: DataPaths, talks: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patched:
+        interrupt_at(patched, 6)
+        assert run(talks, "--layers", 1) == 130
+    assert run(talks, "--layers", 2) == 1
+    assert "going on" not in capsys.readouterr().err
+    found = lines_of(paths.analysis("monitor") / f"talks_{TINY_LABEL}.jsonl")
+    assert [line["index"] for line in found] == list(range(10))
+    assert {reading["layer"] for line in found for reading in line.get("readings", [])} == {2}
+    assert [name for name in outputs(paths) if name.startswith(".")] == []
+
+
+def test_a_state_that_was_damaged_or_lost_its_lines_begins_anew(
+    run: Run, paths: DataPaths, talks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = paths.analysis("monitor") / f"talks_{TINY_LABEL}.jsonl"
+    assert run(talks, "--layers", 1) == 1
+    whole = output.read_bytes()
+    for damage in (".state", ".partial"):
+        with monkeypatch.context() as patched:
+            interrupt_at(patched, 6)
+            assert run(talks, "--layers", 1, "--overwrite") == 130
+        assert output.read_bytes() == whole
+        output.with_name(f".{output.name}{damage}").write_bytes(b"{")
+        assert run(talks, "--layers", 1, "--overwrite") == 1
+        assert output.read_bytes() == whole

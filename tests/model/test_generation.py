@@ -2,6 +2,8 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -160,6 +162,78 @@ def test_a_row_ends_at_its_end_token_and_the_others_go_on(use_cache: bool) -> No
     ended = dict(wrapper.generate(rows, N_NEW, use_cache=use_cache))
     assert {i: answer.token_ids for i, answer in ended.items()} == {i: cut(a.token_ids) for i, a in free.items()}
     assert len({len(answer.token_ids) for answer in ended.values()}) > 1
+
+
+def ending_at_many_lengths(wrapper: LlamaWrapper) -> None:
+    """Make every fifth token of the vocabulary an end: answers of random models are then of all lengths."""
+    wrapper.model.generation_config.eos_token_id = list(range(0, len(wrapper.tokenizer), 5))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])
+def test_rows_that_enter_in_the_place_of_others_answer_what_they_answer_alone(architecture: str) -> None:
+    wrapper = build_wrapper(architecture)
+    rows = [replace(row, seed=seed, temperature=seed % 2) for seed, row in enumerate(rows_of(wrapper))]  # half sampled
+    ending_at_many_lengths(wrapper)
+    alone = dict(wrapper.generate(rows, 9, batch_size=1))
+    sizes: list[int] = []
+    handle = decoder_blocks(wrapper.model)[0].register_forward_hook(
+        lambda _, __, output: sizes.append(len(output)) if output.shape[1] == 1 else None
+    )
+    together = dict(wrapper.generate(rows, 9, batch_size=4))
+    handle.remove()
+    assert together == alone
+    assert len({len(answer.token_ids) for answer in alone.values()}) > 2
+    assert max(sizes) == 4
+    n_rises = sum(later > earlier for earlier, later in pairwise(sizes))
+    assert n_rises >= (1 if architecture == "gemma2" else 2)  # its windows take new rows when the batch is empty
+
+
+def test_rows_enter_soon_enough_that_few_places_stand_empty() -> None:
+    wrapper = build_wrapper()
+    rows = [replace(row, seed=seed, temperature=2.0) for seed, row in enumerate(rows_of(wrapper) * 4)]
+    ending_at_many_lengths(wrapper)
+    n_steps = [0]
+    handle = decoder_blocks(wrapper.model)[0].register_forward_hook(
+        lambda _, __, output: n_steps.__setitem__(0, n_steps[0] + (output.shape[1] == 1))
+    )
+    lengths = {index: len(answer.token_ids) for index, answer in wrapper.generate(rows, 12, batch_size=8)}
+    handle.remove()
+    apart = sum(max(lengths[row] for row in range(start, start + 8)) for start in range(0, len(rows), 8))
+    assert sum(lengths.values()) / 8 - 8 <= n_steps[0] < 0.85 * apart
+
+
+def test_what_all_rows_share_runs_once_however_many_batches_they_make() -> None:
+    wrapper = build_wrapper()
+    rows = rows_of(wrapper)
+    shapes: list[tuple[int, int]] = []
+    handle = decoder_blocks(wrapper.model)[0].register_forward_hook(
+        lambda _, __, output: shapes.append(tuple(output.shape[:2]))
+    )
+    list(wrapper.generate(rows, 3, batch_size=4))
+    handle.remove()
+    assert [shape[0] for shape in shapes if shape[1] > 1] == [len(QUESTIONS)]
+
+
+def test_running_out_of_memory_goes_on_with_half_as_many_rows_and_loses_no_answer(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    wrapper = build_wrapper()
+    rows = rows_of(wrapper)
+    ending_at_many_lengths(wrapper)
+    expected = dict(wrapper.generate(rows, 8))
+    block = decoder_blocks(wrapper.model)[1]
+    forward, n_passes = block.forward, [0]
+
+    def small(hidden: torch.Tensor, *args: object, **kwargs: object) -> object:
+        n_passes[0] += 1
+        if len(hidden) > 3 and n_passes[0] > 6:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(hidden, *args, **kwargs)
+
+    monkeypatch.setattr(block, "forward", small)
+    found = list(wrapper.generate(rows, 8, batch_size=6))
+    assert dict(found) == expected and len(found) == len(rows)
+    assert "out of memory with 6 at once; continuing with 3" in caplog.text
 
 
 def test_the_text_has_no_special_tokens_and_the_raw_text_has_prompt_and_special_tokens() -> None:

@@ -52,27 +52,33 @@ def notes(folder: Path) -> list[tuple[str, dict[str, Any]]]:
     return [tuple(json.loads(line)) for line in (folder / "notes").read_text().splitlines()]
 
 
+def order(asked: list[tuple[str, dict[str, Any]]], *scripts: str) -> list[str]:
+    """The calls of some scripts, in their order."""
+    return [script for script, _ in asked if script in scripts]
+
+
 @pytest.mark.slow
-def test_everything_is_asked_for_in_order_with_flags_that_the_scripts_know(tmp_path: Path) -> None:
+def test_everything_is_asked_for_once_in_two_lanes_with_flags_that_the_scripts_know(tmp_path: Path) -> None:
     folder, root = copy_with_noting_scripts(tmp_path / "tree"), tmp_path / "a root"
     done = run_all(folder, "--root", root, "--seeds", 0, 3)
     assert done.returncode == 0, done.stderr
     asked = notes(folder)
-    assert [script for script, _ in asked] == [
-        "make_refuser",
-        "refusal_direction",
-        *["train_sae"] * 8,
+    asked_first, then = asked[:5], asked[5:10]
+    assert {script for script, _ in asked_first} == {"make_refuser", "train_sae"}
+    assert {script for script, _ in then} == {"refusal_direction", "train_sae"}
+    in_one_lane = (
         "dataset_vs_model_transfer",
         "refusal_dir_recons_fidelity_evals",
         "refusal_dir_sparsity_evals",
         "latent_dashboards",
-        "refusal_latent_steering_evals",
-        *["standard_evals"] * 2,
-    ]
+    )
+    in_the_other = ("refusal_latent_steering_evals", "standard_evals")
+    assert order(asked[10:], *in_one_lane) == list(in_one_lane)
+    assert order(asked[10:], *in_the_other) == [*in_the_other, "standard_evals"]
     trained = [flags for script, flags in asked if script == "train_sae"]
     names = [
         f"{MODEL}{model}_{data}{seed}"
-        for model in ("_refuser", "")
+        for model in ("", "_refuser")
         for data in ("chat", "web")
         for seed in ("", "_seed=3")
     ]
@@ -80,9 +86,10 @@ def test_everything_is_asked_for_in_order_with_flags_that_the_scripts_know(tmp_p
     assert [flags["seed"] for flags in trained] == [0, 3] * 4
     assert {(flags["tokens"], flags["epochs"], flags["layer"]) for flags in trained} == {(38_400, 8, 16)}
     weights = str(root / "finetuned_models" / "refuser.pt")
-    assert [flags["override_model_weights_path"] for flags in trained] == [weights] * 4 + [None] * 4
+    assert [flags["override_model_weights_path"] for flags in trained] == [None] * 4 + [weights] * 4
     saes = [str(root / "saes_trained" / name) for name in names]
     [transfer] = [flags for script, flags in asked if script == "dataset_vs_model_transfer"]
+    saes = saes[4:] + saes[:4]
     assert transfer["saes"] == saes
     assert [flags["saes"] for script, flags in asked if script == "standard_evals"] == [saes[:4], saes[4:]]
     assert all(flags["root"] == str(root) and not flags.get("overwrite") for _, flags in asked)
@@ -94,7 +101,8 @@ def test_what_fails_ends_it_and_other_saes_are_evaluated_anew(tmp_path: Path) ->
     root = tmp_path / "root"
     broken = copy_with_noting_scripts(tmp_path / "broken", fails="refusal_direction")
     assert run_all(broken, "--root", root).returncode == 1
-    assert [script for script, _ in notes(broken)] == ["make_refuser", "refusal_direction"]
+    asked = [script for script, _ in notes(broken)]
+    assert sorted(asked) == ["make_refuser", "refusal_direction", *["train_sae"] * 4]  # what runs beside it is kept
     folder = copy_with_noting_scripts(tmp_path / "tree")
     assert run_all(folder, "--root", root).returncode == 0
     assert run_all(folder, "--root", root, "--tokens", 500_000).returncode == 0
@@ -110,5 +118,5 @@ def test_what_fails_ends_it_and_other_saes_are_evaluated_anew(tmp_path: Path) ->
         "standard_evals",
     }
     [name, *_] = [flags["name"] for script, flags in longer if script == "train_sae"]
-    assert name == f"{MODEL}_refuser_chat_tokens=500000"
+    assert name == f"{MODEL}_chat_tokens=500000"
     assert {flags["epochs"] for script, flags in longer if script == "train_sae"} == {2}

@@ -39,12 +39,12 @@ def test_what_was_measured_stands_beside_what_was_published(tmp_path: Path) -> N
     assert f"{MODEL} (refuser) chat undefined 0.610 0.234 0.140 to 0.160" in lines
     assert "published, Qwen1.5-0.5B, chat model LmSys 0.849 0.678" in lines
     assert f"{MODEL} chat - web 0.020 [-0.010, 0.050] undefined undefined" in lines
-    assert "all 42" in lines
+    assert "SAEs of the stand-in, chat 30" in lines
     assert f"dashboard: {paths.sae_analysis('dashboard_x.html')}" in lines
 
 
 def test_what_is_missing_is_said_to_be(tmp_path: Path) -> None:
-    assert summary(tmp_path, tmp_path / "times").count("(not there)") == 3
+    assert summary(tmp_path, tmp_path / "times").count("(not there)") == 4
 
 
 def test_columns_are_as_wide_as_their_widest_cell() -> None:

@@ -12,7 +12,7 @@ from utils.errors import UserError
 from utils.model.checkpoints import MODEL_SIZES, ModelChoice, choose_model
 from utils.model.checkpoints import check_layers as check_layers  # scripts take it from here
 from utils.paths import REPOSITORY, DataPaths
-from utils.settings import METHODS, OPERATORS, Origin, Reading, VectorKind
+from utils.settings import METHODS, OPERATORS, Origin, Quantization, Reading, VectorKind
 
 
 class _Parser(argparse.ArgumentParser):
@@ -119,8 +119,8 @@ def add_operator(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_model(parser: argparse.ArgumentParser, default_size: str = "7b") -> None:
-    """Flags that name a model."""
+def add_model(parser: argparse.ArgumentParser, default_size: str = "7b", *, quantize: bool = True) -> None:
+    """Flags that name a model, and with `quantize` how its weights are kept."""
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument(
         "--model_size",
@@ -130,6 +130,18 @@ def add_model(parser: argparse.ArgumentParser, default_size: str = "7b") -> None
     )
     chosen.add_argument("--model", metavar="NAME_OR_PATH", help="any decoder checkpoint: a hub name or a local folder")
     parser.add_argument("--use_base_model", action="store_true", help="the base model, prompted with plain text")
+    if quantize:
+        add_quantize(parser)
+
+
+def add_quantize(parser: argparse._ActionsContainer) -> None:
+    """--quantize; `model_choice` makes it part of the choice."""
+    parser.add_argument(
+        "--quantize",
+        choices=get_args(Quantization),
+        help="keep the blocks' weights in 8 or 4 bits: int8 on a CPU or an NVIDIA GPU, nf4 on a GPU "
+        "(default: as --dtype says)",
+    )
 
 
 def add_model_filter(parser: argparse.ArgumentParser) -> None:
@@ -213,7 +225,7 @@ def add_compute(parser: argparse.ArgumentParser) -> None:
 
 
 def model_choice(args: argparse.Namespace) -> ModelChoice:
-    return choose_model(args.model_size, args.model, args.use_base_model)
+    return choose_model(args.model_size, args.model, args.use_base_model, getattr(args, "quantize", None))
 
 
 def model_filter(args: argparse.Namespace) -> ModelChoice | None:

@@ -130,6 +130,8 @@ def _log_to_stderr(level: int) -> None:
     logging.basicConfig(level=level if processes.is_main() else logging.ERROR, handlers=[handler], force=True)
     for noisy in _NOISY_LIBRARIES:
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    for noisier in _NOISIER_LIBRARIES:
+        logging.getLogger(noisier).setLevel(logging.ERROR)
 
 
 class _LineFormatter(logging.Formatter):
@@ -163,6 +165,7 @@ _FILE_ERRORS = {
 }
 
 
+_NOISIER_LIBRARIES = ("torchao", "torch.utils._pytree")  # warn of kernels for GPUs when they are imported
 _NOISY_LIBRARIES = (
     "httpx",
     "httpx2",

@@ -113,7 +113,7 @@ def evaluation_command(
     if like.type != "open_ended":
         return command
     scored = ["--multipliers", *amounts] if amounts else []
-    return f"{command} && {paths.command('scoring', *swept, *scored, *choice.command_words)}"
+    return f"{command} && {paths.command('scoring', *swept, *scored, *choice.name_words)}"
 
 
 def _typed(number: float) -> str:

@@ -120,9 +120,9 @@ def _place(plan: MetricPlan, about: Behavior, answers_path: Path, settings: Stee
 def _choice_of(settings: SteeringSettings, model: str | None) -> ModelChoice | None:
     """The checkpoint whose answers these are, without fine-tuned weights: the yardstick is the same for all of them."""
     if settings.model_size is not None:
-        return choose_model(settings.model_size, None, settings.use_base_model)
+        return choose_model(settings.model_size, None, settings.use_base_model, settings.quantize)
     if model is not None and settings.model == checkpoint_label(model):
-        return choose_model("", model, settings.use_base_model)
+        return choose_model("", model, settings.use_base_model, settings.quantize)
     return None
 
 

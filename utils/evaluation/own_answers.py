@@ -106,7 +106,7 @@ class OwnAnswers:
         Raises:
             UserError: If the answers have no scores.
         """
-        words = ["--behaviors", sweeps[0].settings.behavior, *self.request.choice.command_words]
+        words = ["--behaviors", sweeps[0].settings.behavior, *self.request.choice.name_words]
         hint = f"--filter judge needs scores; run: {paths.command('scoring', *words)}"
         files = [paths.scores(sweep.settings.at(*sweep.combinations[0])) for sweep in sweeps]
         scores = [[record.get("score") for record in read_json(file, hint)] for file in files]

@@ -302,6 +302,7 @@ def sweep_settings(request: SweepRequest, behavior: str) -> SteeringSettings:
         use_base_model=choice.use_base_model,
         model_size=choice.size,
         model=None if choice.size else choice.label,
+        quantize=choice.quantize,
         override_model_weights_path=None if weights is None else request.paths.weights_name(weights),
         steer_positions=request.steer_positions,
         vector_behavior=request.vector_behavior if request.vector_behavior != behavior else None,

@@ -29,6 +29,7 @@ def settings_of(
         use_base_model=choice.use_base_model,
         model_size=choice.size,
         model=None if choice.size else choice.label,
+        quantize=choice.quantize,
         steer_positions=steer_positions,
         read=kind.reading,
         method=kind.method,

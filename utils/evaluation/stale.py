@@ -69,7 +69,7 @@ def _facts_at(facts: Mapping[str, Any], layer: int, multiplier: float) -> dict[s
 
 def known_of_model(request: "SweepRequest") -> dict[str, Any]:
     """What the run record will say of the model, as far as it is known without loading it."""
-    known = {"model": request.choice.label}
+    known = {"model": request.choice.label, "quantize": request.choice.quantize or "none"}
     if request.dtype != "auto":
         known["dtype"] = request.dtype
     elif request.choice.size not in HALF_PRECISION_SIZES:

@@ -75,6 +75,7 @@ def measure_texts(
     texts: Iterable[MonitoredText | UserError],
     probes: Sequence[Probe],
     batch_size: int | None = None,
+    n_done: int = 0,
 ) -> Iterator[Measured | Failed]:
     """Measure texts in their order.
 
@@ -83,8 +84,9 @@ def measure_texts(
         texts: As `read_texts` gives them, broken records included.
         probes: Along what.
         batch_size: Texts in one pass; None for as many as fit.
+        n_done: Texts that are measured already, whole windows; they are passed over.
     """
-    waiting = enumerate(texts)
+    waiting = islice(enumerate(texts), n_done, None)
     while window := list(islice(waiting, WINDOW)):
         yield from _measure_window(model, window, probes, batch_size)
 

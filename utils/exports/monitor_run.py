@@ -6,24 +6,26 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from utils.cli.progress import progress
 from utils.errors import UserError
 from utils.evaluation.words import describe, of_its_root
 from utils.exports.drift import plot_drift
 from utils.exports.lines import failed_line, measured_line
-from utils.exports.measuring import Failed, Measured, as_bare, make_probe, measure_texts
+from utils.exports.measuring import WINDOW, Failed, Measured, as_bare, make_probe, measure_texts
 from utils.exports.monitor_request import STANDARD, MonitorRequest, VectorSource, made_from
 from utils.exports.reference import BAND, Reference, reference_of
+from utils.exports.resuming import Lines, plain_lines, resumable_lines
 from utils.exports.summary import Summary
 from utils.exports.texts import MonitoredText, read_texts
 from utils.figures.style import log_written
 from utils.files.provenance import record_provenance
 from utils.files.reading import load_vector
 from utils.files.tables import with_suffix
-from utils.files.writing import atomic_file, write_text
+from utils.files.writing import write_text
 from utils.inside.readings import TokenProjections, Transcript
 from utils.inside.token_pages import PageText, texts_page
 from utils.inside.token_texts import texts_in_context
@@ -83,8 +85,15 @@ class Monitor:
             measured.append(one)
         return reference_of(measured)
 
-    def measure(self, file: Path) -> Iterator[Measured | Failed]:
-        return measure_texts(self.model, read_texts(file), self.probes, self.request.batch_size)
+    @property
+    def forms(self) -> list[str]:
+        """The forms of neutral texts that texts have been compared with so far."""
+        return [name for name in ("answers", "bare") if name in self.__dict__]
+
+    def measure(self, file: Path, n_done: int = 0, until: int | None = None) -> Iterator[Measured | Failed]:
+        """The texts of a file, but for the first `n_done`, and but for those from `until` on."""
+        texts = islice(read_texts(file), until)
+        return measure_texts(self.model, texts, self.probes, self.request.batch_size, n_done)
 
 
 @of_its_root
@@ -102,13 +111,32 @@ def monitor_files(request: MonitorRequest, sources: Sequence[VectorSource], mode
 
 def _monitor_file(monitor: Monitor, file: Path) -> int:
     request, output = monitor.request, monitor.request.output_of(file)
-    summary, shown = Summary(), list[Measured]()
-    tokenizer = monitor.model.tokenizer if request.tokens else None
+    facts: dict[str, Any] = {}
     if STANDARD not in (file, output):
-        run = {**made_from(request, file, list(monitor.sources)), **monitor.model.provenance()}
-        record_provenance(output.parent, [output.name], {**run, "command": request.command})
-    with _opened(output) as lines, progress(desc=f"{file}: texts", unit="text") as bar:
-        for one in monitor.measure(file):
+        facts = {**made_from(request, file, list(monitor.sources)), **monitor.model.provenance()}
+        record_provenance(output.parent, [output.name], {**facts, "command": request.command})
+    with _opened(file, output, {**facts, "batch_size": request.batch_size}) as lines:
+        summary = _write_lines(monitor, file, lines)
+    for line in summary_lines(monitor, summary, file):
+        (log.info if output == STANDARD else _say)(line)
+    if output != STANDARD:
+        log.info("wrote %s: %d texts", output, summary.texts.n)
+        _write_beside(monitor, file, summary)
+    return summary.n_failed
+
+
+def _write_lines(monitor: Monitor, file: Path, lines: Lines) -> Summary:
+    """Write the lines that are missing; what all of them have in common.
+
+    Raises:
+        UserError: If no text can be measured.
+    """
+    tokenizer = monitor.model.tokenizer if monitor.request.tokens else None
+    summary = Summary.of_state(lines.state["summary"]) if lines.state else Summary()
+    for form in lines.state.get("forms", ()):
+        getattr(monitor, form)
+    with progress(desc=f"{file}: texts", unit="text", initial=lines.n_texts) as bar:
+        for one in monitor.measure(file, lines.n_texts):
             if isinstance(one, Failed):
                 summary.n_failed += 1
                 lines.write(failed_line(one))
@@ -117,17 +145,12 @@ def _monitor_file(monitor: Monitor, file: Path) -> int:
                 reference = monitor.reference(one.text)
                 summary.add(one, reference)
                 lines.write(measured_line(one, monitor.sources, reference, tokenizer))
-                if len(shown) < request.page_texts:
-                    shown.append(one)
+            if (one.index + 1) % WINDOW == 0:
+                lines.keep(one.index + 1, {"summary": summary.state(), "forms": monitor.forms})
             bar.update()
-        if not summary.texts.n:
-            raise UserError(f"{file}: none of its {summary.n_failed} texts can be measured; see above")
-    for line in summary_lines(monitor, summary, file):
-        (log.info if output == STANDARD else _say)(line)
-    if output != STANDARD:
-        log.info("wrote %s: %d texts", output, summary.texts.n)
-        _write_beside(monitor, file, summary, shown)
-    return summary.n_failed
+    if not summary.texts.n:
+        raise UserError(f"{file}: none of its {summary.n_failed} texts can be measured; see above")
+    return summary
 
 
 def _say(line: str) -> None:
@@ -135,13 +158,13 @@ def _say(line: str) -> None:
 
 
 @contextmanager
-def _opened(output: Path) -> Iterator[IO[bytes]]:
+def _opened(file: Path, output: Path, facts: dict[str, Any]) -> Iterator[Lines]:
     if output == STANDARD:
-        yield sys.stdout.buffer
+        yield Lines(sys.stdout.buffer)
         sys.stdout.buffer.flush()
-    else:
-        with atomic_file(output) as file:
-            yield file
+        return
+    with plain_lines(output) if file == STANDARD else resumable_lines(output, facts) as lines:
+        yield lines
 
 
 def summary_lines(monitor: Monitor, summary: Summary, file: Path) -> list[str]:
@@ -151,8 +174,7 @@ def summary_lines(monitor: Monitor, summary: Summary, file: Path) -> list[str]:
     slopes = summary.slopes.half_width() if summary.slopes.n else None
     for probe, source in enumerate(monitor.sources):
         n, mean, half = summary.texts.n, float(summary.texts.mean[probe]), float(halves[probe])
-        forms = [name for name in ("answers", "bare") if name in monitor.__dict__]  # those that were compared with
-        neutral = " and ".join(f"{getattr(monitor, name).texts[probe].mean:.3g} ({name})" for name in forms)
+        neutral = " and ".join(f"{getattr(monitor, name).texts[probe].mean:.3g} ({name})" for name in monitor.forms)
         interval = f" [{mean - half:.3g}, {mean + half:.3g}]" if n > 1 else ""
         line = (
             f"{file.name}: {source.behavior}, layer {source.layer}: mean projection {mean:.3g}{interval} over {n} "
@@ -169,17 +191,20 @@ def summary_lines(monitor: Monitor, summary: Summary, file: Path) -> list[str]:
 # --- page and figure -------------------------------------------------------------------------------
 
 
-def _write_beside(monitor: Monitor, file: Path, summary: Summary, shown: Sequence[Measured]) -> None:
+def _write_beside(monitor: Monitor, file: Path, summary: Summary) -> None:
     request, stem = monitor.request, monitor.request.stem_of(file)
     if summary.slopes.n:
         drift = stem.with_name(f"{stem.name}_drift")
         log_written(plot_drift(summary, monitor.sources, monitor.answers, drift, file.name))
+    if not request.page_texts:
+        return
+    shown = [one for one in monitor.measure(file, until=request.page_texts) if isinstance(one, Measured)]
     if shown:
         page = with_suffix(stem, ".html")
         write_text(page, _page(monitor, file, shown, summary.texts.n))
         log.info("wrote %s", page)
-    elif request.page_texts:
-        log.warning("%s: no text for the page", file)
+    else:
+        log.warning("%s: none of the first %d texts can be measured: no page", file, request.page_texts)
 
 
 def _page(monitor: Monitor, file: Path, shown: Sequence[Measured], n_texts: int) -> str:

@@ -28,6 +28,15 @@ class Running:
         self.mean = self.mean + before / self.n
         self._squares = self._squares + before * (values - self.mean)
 
+    def state(self) -> list[Any]:
+        """All that is known, as JSON takes it."""
+        return [self.n, np.asarray(self.mean).tolist(), np.asarray(self._squares).tolist()]
+
+    @classmethod
+    def of_state(cls, state: list[Any]) -> "Running":
+        n, mean, squares = state
+        return cls(n, np.asarray(mean), np.asarray(squares))
+
     def half_width(self) -> Any:
         """Of the 95% interval of the mean (Student's t); NaN with fewer than two values."""
         if self.n < 2:
@@ -52,6 +61,28 @@ class Summary:
     paths: "list[NDArray[Any]]" = field(default_factory=list)
     """Of the first conversations, each [n_turns, n_probes], to be drawn."""
     n_failed: int = 0
+
+    def state(self) -> dict[str, Any]:
+        """All that is known, as JSON takes it."""
+        return {
+            "texts": self.texts.state(),
+            "above": np.asarray(self.above).tolist(),
+            "slopes": self.slopes.state(),
+            "turns": [one.state() for one in self.turns],
+            "paths": [path.tolist() for path in self.paths],
+            "n_failed": self.n_failed,
+        }
+
+    @classmethod
+    def of_state(cls, state: dict[str, Any]) -> "Summary":
+        return cls(
+            texts=Running.of_state(state["texts"]),
+            above=np.asarray(state["above"]),
+            slopes=Running.of_state(state["slopes"]),
+            turns=[Running.of_state(one) for one in state["turns"]],
+            paths=[np.asarray(path) for path in state["paths"]],
+            n_failed=state["n_failed"],
+        )
 
     def add(self, measured: "Measured", reference: Reference) -> None:
         self.texts.add(measured.means)

@@ -13,7 +13,9 @@ PROVENANCE_NAME = "provenance.json"
 
 # Facts of a run on which its numbers do not depend: how it was typed, and the versions of the libraries, which add
 # in another order and so move the last digits only. (Compared, they would make everything stale at every upgrade.)
-_NO_MATTER = frozenset({"command", "torch", "transformers", "numpy", "scipy", "accelerate", "peft"})
+_NO_MATTER = frozenset(
+    {"command", "torch", "transformers", "numpy", "scipy", "accelerate", "peft", "torchao", "bitsandbytes"}
+) | {"quantize_difference"}  # measured anew by every run
 
 Differences = dict[str, tuple[Any, Any]]
 """What differs between two runs: the fact's name -> (what it was, what it is now)."""

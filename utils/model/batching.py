@@ -36,7 +36,6 @@ class Batcher:
         batch_size: int | None,
         skip: Collection[int] = (),
         *,
-        keep_order: bool = False,
         shared: bool = True,
     ) -> Iterator[tuple[list[int], T]]:
         """Run items in batches of like width, the widest first; on running out of memory halve and go on.
@@ -51,9 +50,57 @@ class Batcher:
             run: Computes a batch.
             batch_size: Items in one batch; None for as many as the budget allows.
             skip: Items that are done.
-            keep_order: Take the items as they come.
             shared: Whether other processes take their share of the batches.
         """
+        for batch in self._shares(items, widths, batch_size, shared=shared):
+            if not all(item in skip for item in batch):
+                yield from self.run_halving(batch, run)
+
+    def run_flowing(
+        self,
+        items: Sequence[int],
+        widths: Sequence[float],
+        run: Callable[[list[int], int], Iterator[tuple[int, T]]],
+        batch_size: int | None,
+        skip: Collection[int] = (),
+    ) -> Iterator[tuple[int, T]]:
+        """Run items where one takes the place of another that has ended; on running out of memory halve and go on.
+
+        Args:
+            items: Numbers of the items.
+            widths: Tokens that each takes.
+            run: From items and how many of them may run at once to places in these items, as they end, and what
+                came of them.
+            batch_size: Items at once; None for as many as the budget allows.
+            skip: Items that are done.
+        """
+        width_of = dict(zip(items, widths, strict=True))
+        shares = self._shares(items, widths, batch_size, keep_order=True)
+        waiting = [item for batch in shares for item in batch if item not in skip]
+        while waiting:
+            at_once = batch_size or max(1, int(self.token_budget() // max(width_of[item] for item in waiting)))
+            done = set()
+            try:
+                for place, result in run(waiting, at_once):
+                    done.add(place)
+                    yield waiting[place], result
+            except (RuntimeError, MemoryError) as err:
+                self._check_out_of_memory(err, min(at_once, len(waiting)))
+            else:
+                return
+            batch_size = self._halved(min(at_once, len(waiting)))
+            waiting = [item for place, item in enumerate(waiting) if place not in done]
+
+    def _shares(
+        self,
+        items: Sequence[int],
+        widths: Sequence[float],
+        batch_size: int | None,
+        *,
+        keep_order: bool = False,
+        shared: bool = True,
+    ) -> list[list[int]]:
+        """The batches of this process; see `run`."""
         width_of = dict(zip(items, widths, strict=True))
         waiting = list(items) if keep_order else sorted(items, key=lambda item: -width_of[item])
         budget = math.inf if batch_size else self.token_budget()
@@ -64,10 +111,7 @@ class Batcher:
             count = _batch_count([width_of[item] for item in waiting[: batch_size or len(waiting)]], budget)
             batches.append(waiting[:count])
             del waiting[:count]
-        for ordinal, batch in enumerate(batches):
-            is_due = processes.is_mine(ordinal) or not shared
-            if is_due and not all(item in skip for item in batch):
-                yield from self.run_halving(batch, run)
+        return [batch for ordinal, batch in enumerate(batches) if not shared or processes.is_mine(ordinal)]
 
     def run_halving(self, batch: list[int], run: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
         """Run a batch; where the memory does not suffice, its halves.
@@ -75,27 +119,39 @@ class Batcher:
         Raises:
             UserError: If it does not suffice for a single item.
         """
-        from accelerate.utils.memory import clear_device_cache
-
         try:
             result = run(batch)
         except (RuntimeError, MemoryError) as err:
-            if not is_out_of_memory(err):
-                raise
-            if len(batch) == 1:
-                raise UserError(
-                    f"out of memory on {self.device} with a single item; use --dtype bfloat16, "
-                    "fewer --layers or --multipliers at a time, or a larger device"
-                ) from err
+            self._check_out_of_memory(err, len(batch))
         else:
             yield batch, result
             return
-        clear_device_cache(garbage_collection=True)
-        middle = (len(batch) + 1) // 2
-        self._scale /= 2
-        log.warning("out of memory with %d at once; continuing with %d", len(batch), middle)
+        middle = self._halved(len(batch))
         yield from self.run_halving(batch[:middle], run)
         yield from self.run_halving(batch[middle:], run)
+
+    def _check_out_of_memory(self, err: Exception, n_items: int) -> None:
+        """Raise what is another error.
+
+        Raises:
+            UserError: If the memory does not suffice for a single item.
+        """
+        if not is_out_of_memory(err):
+            raise err
+        if n_items == 1:
+            raise UserError(
+                f"out of memory on {self.device} with a single item; use --dtype bfloat16, "
+                "fewer --layers or --multipliers at a time, or a larger device"
+            ) from err
+
+    def _halved(self, n_items: int) -> int:
+        """Free what can be freed, once the error and what it holds are gone; how many items to go on with."""
+        from accelerate.utils.memory import clear_device_cache
+
+        clear_device_cache(garbage_collection=True)
+        self._scale /= 2
+        log.warning("out of memory with %d at once; continuing with %d", n_items, (n_items + 1) // 2)
+        return (n_items + 1) // 2
 
     def token_budget(self) -> float:
         """Tokens that one forward pass may hold."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.settings import Quantization
 
 EMBEDDED_SIZE = "135m"
 EMBEDDED_LABEL = "SmolLM2-135M-Instruct"
@@ -37,6 +38,8 @@ class ModelChoice:
     """The --model_size that chose it; None for --model."""
     use_base_model: bool
     """Prompts are written as plain text (base model) instead of as a chat."""
+    quantize: Quantization | None = None
+    """How its weights are kept; None for floating point."""
 
     @property
     def is_embedded(self) -> bool:
@@ -45,12 +48,19 @@ class ModelChoice:
     @property
     def command_words(self) -> list[str]:
         """The flags that choose this model again, for messages that name a command."""
+        return [*self.name_words, "--quantize", self.quantize] if self.quantize else self.name_words
+
+    @property
+    def name_words(self) -> list[str]:
+        """The flags that name it, for the command of a script that does not load it."""
         chosen = ["--model_size", self.size] if self.size else ["--model", self.source]
         return [*chosen, "--use_base_model"] if self.use_base_model else chosen
 
 
-def choose_model(model_size: str, model: str | None, use_base_model: bool) -> ModelChoice:
-    """Resolve the flags --model_size, --model and --use_base_model.
+def choose_model(
+    model_size: str, model: str | None, use_base_model: bool, quantize: Quantization | None = None
+) -> ModelChoice:
+    """Resolve the flags --model_size, --model, --use_base_model and --quantize.
 
     Raises:
         UserError: For an unknown size, or a base model where there is none.
@@ -59,15 +69,15 @@ def choose_model(model_size: str, model: str | None, use_base_model: bool) -> Mo
         label = checkpoint_label(model)
         if label in ("", ".", ".."):
             raise UserError(f"--model {model!r} does not end in a name; give a hub name or a folder by its name")
-        return ModelChoice(model, label, None, use_base_model)
+        return ModelChoice(model, label, None, use_base_model, quantize)
     if model_size == EMBEDDED_SIZE:
         if use_base_model:
             raise UserError("--model_size 135m is a chat model and has no base checkpoint; leave --use_base_model out")
-        return ModelChoice(EMBEDDED_LABEL, EMBEDDED_LABEL, EMBEDDED_SIZE, False)
+        return ModelChoice(EMBEDDED_LABEL, EMBEDDED_LABEL, EMBEDDED_SIZE, False, quantize)
     if model_size not in LLAMA_2_CHECKPOINTS:
         raise UserError(f"unknown model size {model_size!r}; choose from: {', '.join(MODEL_SIZES)}")
     source = LLAMA_2_CHECKPOINTS[model_size][1 if use_base_model else 0]
-    return ModelChoice(source, checkpoint_label(source), model_size, use_base_model)
+    return ModelChoice(source, checkpoint_label(source), model_size, use_base_model, quantize)
 
 
 def choice_of(name: str) -> ModelChoice:

@@ -1,6 +1,6 @@
-"""Answers under steering, many at a time: every row of a batch has its own prompt and its own steering."""
+"""Answers under steering, a token at a time: every row of a batch has its own prompt and its own steering."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,41 +39,10 @@ class Decoding:
 
 
 @torch.no_grad()
-def generate_rows(
-    model: "PreTrainedModel", layers: Sequence[nn.Module], rows: Sequence[GenerationRow], decoding: Decoding
-) -> Iterator[tuple[int, list[int]]]:
-    """Generate with a KV cache; a row that ends leaves the batch.
-
-    What lies before the first steered token is the same under every steering, so it runs once for all
-    rows with the same prompt.
-
-    Yields:
-        Index into `rows` and the row's new tokens (an end token included), as rows end.
-    """
-    state = DecodingState(model, layers, rows, decoding)
-    logits = state.prefill()
-    new_tokens: list[list[int]] = [[] for _ in rows]
-    for step in range(decoding.max_new_tokens):
-        chosen = state.choose(logits)
-        ended = []
-        for place, (row, token) in enumerate(zip(state.active, chosen, strict=True)):
-            new_tokens[row].append(token)
-            if token in decoding.end_ids or step == decoding.max_new_tokens - 1:
-                ended.append(place)
-                yield row, new_tokens[row]
-        if len(ended) == len(state.active):
-            return
-        if ended:
-            order = state.keep([place for place in range(len(chosen)) if place not in set(ended)])
-            chosen = [chosen[place] for place in order]
-        logits = state.step(chosen)
-
-
-@torch.no_grad()
 def generate_without_cache(
     model: "PreTrainedModel", layers: Sequence[nn.Module], row: GenerationRow, decoding: Decoding
 ) -> list[int]:
-    """Generate one answer, running the whole sequence for every token: the reference for `generate_rows`."""
+    """Generate one answer, running the whole sequence for every token: the reference for `bulk.generate_rows`."""
     sampler = Sampler(row.seed)
     tokens = list(row.prompt.ids)
     steering = RowSteering([row.steering], layers)
@@ -156,12 +125,15 @@ class DecodingState:
     def _temperature(self, row: GenerationRow) -> float:
         return self.decoding.temperature if row.temperature is None else row.temperature
 
-    def prefill(self) -> Tensor:
-        """Run the prompts; returns the logits behind them, [batch, vocab_size]."""
+    def prefill(self, prefixes: "SharedPrefixes | None" = None) -> Tensor:
+        """Run the prompts; returns the logits behind them, [batch, vocab_size].
+
+        Args:
+            prefixes: What has run already of these prompts, if it has.
+        """
         prompts = [row.prompt for row in self.rows]
-        tail_lengths = {len(prompt) - prompt.steer_start for prompt in prompts}
-        if len(tail_lengths) == 1 and min(prompt.steer_start for prompt in prompts) > 0:
-            self._run_shared_prefixes(prompts)
+        if prefixes is not None or _can_share(prompts):
+            self.cache, self.mask = (prefixes or SharedPrefixes(self.model, prompts, self.decoding)).behind(prompts)
             tails = torch.tensor([prompt.ids[prompt.steer_start :] for prompt in prompts], device=self.model.device)
             return self._forward(tails)
         ids, self.mask = left_padded([prompt.ids for prompt in prompts], self.decoding.pad_id, self.model.device)
@@ -218,18 +190,6 @@ class DecodingState:
             for layer in self._cached:
                 layer.keys, layer.values = layer.keys[..., n_empty:, :], layer.values[..., n_empty:, :]
 
-    def _run_shared_prefixes(self, prompts: Sequence[PromptTokens]) -> None:
-        prefixes = [prompt.ids[: prompt.steer_start] for prompt in prompts]
-        unique = list(dict.fromkeys(prefixes))
-        ids, mask = left_padded(unique, self.decoding.pad_id, self.model.device)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        self.model.get_decoder()(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True
-        )
-        copies = torch.tensor([unique.index(prefix) for prefix in prefixes])
-        self.cache.batch_select_indices(copies)
-        self.mask = mask[copies.to(mask.device)]
-
     def _forward(self, ids: Tensor) -> Tensor:
         """Run tokens [batch, n] behind the cache, all of them steered."""
         self.steering.positions = None
@@ -250,6 +210,48 @@ class DecodingState:
             )
         self.read = {layer: captured[place] for place, layer in enumerate(self.read_layers)}
         return output.logits[:, -1]
+
+
+class SharedPrefixes:
+    """What lies before the first steered token, run once for all rows that begin with it."""
+
+    def __init__(self, model: "PreTrainedModel", prompts: Sequence[PromptTokens], decoding: Decoding) -> None:
+        from utils.model.kv_cache import roomy_cache
+
+        unique = list(dict.fromkeys(prompt.ids[: prompt.steer_start] for prompt in prompts))
+        self._places = {prefix: place for place, prefix in enumerate(unique)}
+        self._cache = roomy_cache(model.config, decoding.max_new_tokens)
+        ids, self._mask = left_padded(unique, decoding.pad_id, model.device)
+        positions = (self._mask.cumsum(1) - 1).clamp(min=0)
+        model.get_decoder()(
+            input_ids=ids,
+            attention_mask=self._mask,
+            position_ids=positions,
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+
+    @classmethod
+    def of_all(
+        cls, model: "PreTrainedModel", prompts: Sequence[PromptTokens], decoding: Decoding, most: int
+    ) -> "SharedPrefixes | None":
+        """Those of all rows of a run, of which `most` run at once; None where that saves nothing."""
+        n_unique = len({prompt.ids[: prompt.steer_start] for prompt in prompts})
+        is_worth_it = n_unique <= most < len(prompts) and _can_share(prompts)
+        return cls(model, prompts, decoding) if is_worth_it else None
+
+    def behind(self, prompts: Sequence[PromptTokens]) -> tuple[Any, Tensor]:
+        """A cache of its own for rows with these prompts, and its mask [batch, seq_len]."""
+        from utils.model.kv_cache import copied_rows
+
+        index = torch.tensor([self._places[prompt.ids[: prompt.steer_start]] for prompt in prompts])
+        return copied_rows(self._cache, index), self._mask[index.to(self._mask.device)]
+
+
+def _can_share(prompts: Sequence[PromptTokens]) -> bool:
+    """Whether prompts can run in two parts: what is behind the first steered token is equally long in all of them."""
+    n_tails = len({len(prompt) - prompt.steer_start for prompt in prompts})
+    return n_tails == 1 and min(prompt.steer_start for prompt in prompts) > 0
 
 
 def _left_filled(states: Tensor, width: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Keys and values with room for the tokens to come: a step writes its own, and copies none."""
 
 from collections.abc import Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -83,6 +84,19 @@ def roomy_cache(config: "PretrainedConfig", room: int) -> DynamicCache:
     cache = DynamicCache(config=config)
     cache.layers = [RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def copied_rows(cache: DynamicCache, index: Tensor) -> DynamicCache:
+    """A cache with copies of some rows of another, which stays as it is.
+
+    Args:
+        cache: The other one.
+        index: Of its rows, [batch], on the CPU; a row may come several times.
+    """
+    found = copy(cache)
+    found.layers = [copy(layer) for layer in cache.layers]
+    found.batch_select_indices(index)
+    return found
 
 
 def filled_order(places: Sequence[int]) -> list[int]:

@@ -120,7 +120,7 @@ def load_checkpoint(
     except torch.OutOfMemoryError as err:
         raise UserError(
             f"{choice.label} does not fit into the memory of {device} as {dtype}; "
-            "use --dtype bfloat16, --device_map auto or --device cpu"
+            "use --dtype bfloat16, --quantize nf4, --device_map auto or --device cpu"
         ) from err
     return model, tokenizer
 

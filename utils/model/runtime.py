@@ -20,8 +20,16 @@ log = logging.getLogger(__name__)
 class Runtime:
     """What reading, scoring and generating need of a model."""
 
-    def __init__(self, model: "PreTrainedModel", pad_id: int, label: str) -> None:
+    def __init__(
+        self, model: "PreTrainedModel", pad_id: int, label: str, arithmetic: torch.dtype | None = None
+    ) -> None:
         """
+        Args:
+            model: The model.
+            pad_id: What stands where a row has no token.
+            label: The model's.
+            arithmetic: The dtype in which it computes; None for that of its weights.
+
         Raises:
             UserError: If the architecture cannot be steered correctly.
         """
@@ -29,7 +37,7 @@ class Runtime:
         self.layers = find_decoder_layers(model, label)
         self.config = model.config.get_text_config(decoder=True)
         self.batcher = Batcher(self.device, self.dtype, self.config)
-        self.guard = Guard(label, self.dtype)
+        self.guard = Guard(label, arithmetic or self.dtype)
         self._window = attention_window(self.config)
         self._switch = position_switch(self.config)
 

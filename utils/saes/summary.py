@@ -104,8 +104,7 @@ def _differences(paths: DataPaths) -> Rows:
 def _seconds(times: Path) -> Rows:
     rows: Rows = [("step", "seconds")]
     lines = [line.split("\t") for line in times.read_text(encoding="utf-8").splitlines()] if times.exists() else []
-    rows += [(what, seconds) for seconds, what in lines]
-    return [*rows, ("all", str(sum(int(seconds) for seconds, _ in lines)))]
+    return [*rows, *((what, seconds) for seconds, what in lines)]
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def normalize_command(
 ) -> str:
     """The command that normalises vectors; what is empty or None is left to its defaults."""
     words = ["--behaviors", *behaviors] if behaviors else []
-    return paths.command("normalize_vectors", *words, *kind.command_words, *(choice.command_words if choice else ()))
+    return paths.command("normalize_vectors", *words, *kind.command_words, *(choice.name_words if choice else ()))
 
 
 def layer_ranges(layers: Iterable[int]) -> str:
