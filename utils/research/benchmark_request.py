@@ -91,6 +91,7 @@ class BenchmarkRequest:
         """What every unit's numbers depend on, as far as it is known without the model."""
         return {
             "model": self.choice.label,
+            "quantize": self.choice.quantize,
             "layers": list(self.layers),
             "kl_budget": self.kl,
             "seed": self.seed,
