@@ -98,8 +98,12 @@ def run(args: argparse.Namespace) -> int:
     request = plot_request(args)
 
     from utils.report.run import plot_results
+    from utils.research.benchmark_report import benchmark_sections
 
-    plotted = plot_results(request, ReportRequest(request, args.command) if args.report else None)
+    report = ReportRequest(request, args.command) if args.report else None
+    plotted = plot_results(
+        request, report, lambda: benchmark_sections(request.paths, request.choice, request.behaviors)
+    )
     if plotted.summary:
         sys.stdout.write("\n".join(plotted.summary) + "\n")
     return EXIT_FAILED if plotted.n_unreadable else EXIT_DONE

@@ -1,6 +1,10 @@
 """The steering benchmark on a tiny model: what is chosen on what, the controls, what cannot run, going on."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,12 +27,13 @@ from utils.model.pairs import encode_pair
 from utils.model.reading import read_pairs
 from utils.model.side_effects import measure_kl, neutral_answers
 from utils.model.steering import Steering
-from utils.paths import DataPaths
+from utils.paths import REPOSITORY, DataPaths
 from utils.research import benchmark_methods, benchmark_run
 from utils.research.benchmark_choice import AmountChooser
 from utils.research.benchmark_material import Material, PairStore
 from utils.research.benchmark_measures import Subject, kl_per_token, preferences
 from utils.research.benchmark_methods import METHODS, Framing, Method, NotRun, method_named
+from utils.research.benchmark_report import benchmark_sections
 from utils.research.benchmark_request import BenchmarkRequest, Sizes
 from utils.research.benchmark_results import Results, item_effects, over_draws
 from utils.research.benchmark_transfer import transfer
@@ -142,6 +147,8 @@ def test_a_whole_run_says_what_holds_and_what_was_not_run(
         "results.json",
         "results.txt",
     }
+    sections = benchmark_sections(DataPaths(root), choose_model("", "tiny-chat", False), ("the-sea",))
+    assert [(one.behavior_label, len(one.figures)) for one in sections] == [("The sea", 1), ("All behaviors", 1)]
     before = {path: path.read_bytes() for path in (folder / "units").iterdir()}
     (folder / "units" / "the-sea__answer.json").unlink()  # as if killed before
     monkeypatch.setattr(benchmark_run.Benchmark, "_control", None)  # what is there is not made again
@@ -410,3 +417,36 @@ def test_ranks_follow_the_effects_with_certainty_where_items_move_together(root:
     ranks = planted(root, {"pca": 0.2, "answer": 1.0, "probe": 0.5}).ranks
     assert list(ranks) == ["answer", "probe", "pca"]
     assert [(rank.value, rank.low, rank.high) for rank in ranks.values()] == [(1, 1, 1), (2, 2, 2), (3, 3, 3)]
+
+
+# --- several processes ---
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(root: Path, tiny_checkpoint: Path) -> None:
+    words = ["--behaviors", "the-sea", "--layers", "1", "2", "--quick", "--kl", "0.05"]
+    words += ["--methods", "system_prompt", "answer", "random"]
+    units = []
+    for name, launcher in (
+        ("alone", []),
+        ("together", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]),
+    ):
+        shutil.copytree(root, root / name, ignore=shutil.ignore_patterns("alone", "together"))
+        script = str(REPOSITORY / "research" / "steering_benchmark.py")
+        flags = ["--root", str(root / name), "--model", str(tiny_checkpoint), "--device", "cpu", *words]
+        command = [sys.executable, *launcher, script, *flags]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        folder = root / name / "analysis/research/steering_benchmark/tiny-chat/units"
+        units.append({path.stem: json.loads(path.read_text()) for path in sorted(folder.iterdir())})
+    assert len(units[0]) == 3 and list(units[0]) == list(units[1])
+    for name, alone in units[0].items():
+        together = units[1][name]
+        for key in ("preference", "texts", "mmlu", "draws"):
+            assert np.array(together.get(key, [])) == pytest.approx(np.array(alone.get(key, [])), abs=2e-5)
+        assert [side["p95"] for side in together["kl"]] == pytest.approx(
+            [side["p95"] for side in alone["kl"]], abs=1e-4
+        )
+        assert together["examples"] == alone["examples"]
+        assert together.get("layer") == alone.get("layer")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError
+from utils.model import processes
 from utils.model.answer_scoring import AnswerPair, BaseRows
 from utils.model.chat_format import AnswerTokens, PromptTokens
 from utils.model.conditions import opened
@@ -48,7 +49,8 @@ def residual_norms(model: "LlamaWrapper", prompts: Sequence[PromptTokens]) -> Te
 def neutral_answers(model: "LlamaWrapper", prompts: Sequence[PromptTokens]) -> list[AnswerTokens]:
     """The unsteered model's own answers to prompts (greedy, at most ANSWER_TOKENS), with the prompts."""
     rows = [GenerationRow(prompt, None) for prompt in prompts]
-    answers = dict(model.generate(rows, ANSWER_TOKENS))
+    parts = processes.gather(list(model.generate(rows, ANSWER_TOKENS)))
+    answers = {index: answer for part in parts for index, answer in part}
     return [
         AnswerTokens((*prompt.ids, *answers[i].token_ids), prompt.steer_start, len(answers[i].token_ids))
         for i, prompt in enumerate(prompts)

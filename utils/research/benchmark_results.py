@@ -146,6 +146,7 @@ class Results:
         content = {
             "settings": self.request.describe(),
             "behaviors": list(self.request.behaviors),
+            "methods": list(self.request.methods),
             "rows": [asdict(row) for row in self.rows],
             "ranks": {method: asdict(rank) for method, rank in self.ranks.items()},
             "transfer": [
