@@ -170,7 +170,8 @@ def _rows(units: Sequence[Unit], seed: int) -> list[Row]:
     effects = np.stack([item_effects(unit) for unit in units])
     estimates = mean_estimates(effects, seed)
     p_values = paired_tests(effects, seed).p_value
-    tested = [i for i, unit in enumerate(units) if unit["kind"] not in ("none", "control")]
+    is_tested = [unit["kind"] not in ("none", "control") for unit in units]
+    tested = [i for i, of_family in enumerate(is_tested) if of_family and np.isfinite(p_values[i])]
     corrected = dict(zip(tested, holm([float(p_values[i]) for i in tested]), strict=True))
     prompt = next((i for i, unit in enumerate(units) if unit["method"] == "system_prompt"), None)
     over = mean_estimates(effects - effects[prompt], seed) if prompt is not None else None
