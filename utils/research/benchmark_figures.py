@@ -22,6 +22,7 @@ from utils.research.benchmark_results import Results, Row
 _COLOURS = {"vector": BLUE, "framing": ORANGE, "weights": GREEN, "control": VERMILLION, "none": BLACK}
 _NAMES = {"vector": "vectors", "framing": "prompts", "weights": "fine-tuning", "control": "controls", "none": "none"}
 _SMALLEST_KL = 1e-3
+_TICKS = [factor * 10.0**power for power in range(-3, 3) for factor in (1, 2, 5)]
 
 
 def plot_pareto(results: Results, behavior: str, stem: Path) -> list[Path]:
@@ -45,10 +46,13 @@ def plot_pareto(results: Results, behavior: str, stem: Path) -> list[Path]:
                 color=_COLOURS[kind],
                 label=_NAMES[kind],
             )
-        _name_points(ax, rows)
         ax.set_xscale("log")
         low, high = ax.get_xlim()
-        ax.set_xlim(low, high * 1.6)  # room for the names
+        ax.set_xlim(low, high * (high / low) ** 0.25)  # room for the names
+        ticks = [tick for tick in _TICKS if low <= tick <= high]
+        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.set_xticks([], minor=True)
+        _name_points(ax, rows, (high / low) ** 0.012)
         ax.set_xlabel("KL to the unsteered model on held-out neutral prompts (95th percentile, nats per token)")
         ax.set_ylabel("effect on test items, nats per token")
         ax.legend(loc="best")
@@ -72,8 +76,8 @@ def _up(row: Row) -> float:
     return max(0.0, row.effect.high - row.effect.value) if row.effect.high == row.effect.high else 0.0
 
 
-def _name_points(ax: object, rows: list[Row]) -> None:
-    """Names right of the points, moved apart where points are close."""
+def _name_points(ax: object, rows: list[Row], right: float) -> None:
+    """Names right of the points, by this factor, moved apart where points are close."""
     top = max((row.effect.high for row in rows if row.effect.high == row.effect.high), default=1.0)
     bottom = min((row.effect.low for row in rows if row.effect.low == row.effect.low), default=0.0)
     step = 0.045 * max(top - bottom, 1e-9)
@@ -84,7 +88,7 @@ def _name_points(ax: object, rows: list[Row]) -> None:
         ax.annotate(  # type: ignore[attr-defined]
             row.method,
             (max(row.kl_95, _SMALLEST_KL), row.effect.value),
-            xytext=(max(row.kl_95, _SMALLEST_KL) * 1.08, y),
+            xytext=(max(row.kl_95, _SMALLEST_KL) * right, y),
             fontsize=6,
             va="center",
             color=_COLOURS[row.kind],
@@ -115,7 +119,7 @@ def plot_ranks(results: Results, stem: Path) -> list[Path]:
         set_title(
             figure,
             f"Methods over {n} behavior{'s' if n != 1 else ''}, {results.request.choice.label}",
-            "at equal KL; bars: 95% over resampled test items",
+            "vectors at equal KL, prompts as they are; bars: 95%, items resampled",
         )
         data = [(method, rank.value, rank.low, rank.high) for method, rank in ranks.items()]
         return save_figure(figure, stem, Table(("method", "mean_rank", "low", "high"), data))
