@@ -12,11 +12,18 @@ Writes:  analysis/<behavior>/cosine_between_layers_<model>
          analysis/cosine_chat_and_base_<model>_<base model>
          analysis/vector_norms_<model>                       before and after normalisation
          each as .png, .pdf, and its numbers as .txt; with --layers or --behaviors these are in the name
-         analysis/<behavior>/decoded_tokens_<model>          with --decode: .png, .pdf, .txt
+         analysis/clusters_layer=<layer>_<model>             with --cluster: the tree of cosines beside the heatmap
+         analysis/<behavior>/decoded_tokens_<model>          with --decode: .png, .pdf, .txt; logit lens and J-lens
+         analysis/<behavior>/first_order_<model>             with --decode, also .json: effect on the last layer
+         analysis/<behavior>/stability_<model>               with --stability: .png, .pdf, .txt, .json
+         analysis/similarity_of_behaviors_<model>            with --stability, the same; needs --save_activations
          analysis/<behavior>/tokens_layer=<layer>_<model>_<prompt>  with --prompt: .html, .txt
 Example: ./analyze_vectors.py
          ./analyze_vectors.py --model_size 135m --layers 10 15 20
-         ./analyze_vectors.py --model_size 135m --decode
+         ./analyze_vectors.py --model_size 135m --cluster --layers 14
+         ./analyze_vectors.py --model_size 135m --decode --read answer --layers 16
+         ./analyze_vectors.py --model_size 135m --stability --read answer --layers 16
+         ./analyze_vectors.py --model_size 135m --inner_product causal
          ./analyze_vectors.py --model_size 135m --prompt "Is the earth flat?" --layer 13 --behavior sycophancy
 
 A figure is made again when its numbers are no longer those of the text beside it.
@@ -24,9 +31,11 @@ A figure is made again when its numbers are no longer those of the text beside i
 
 import argparse
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
 
 from utils.cli import values as flag_values
 from utils.cli.flags import (
@@ -35,18 +44,24 @@ from utils.cli.flags import (
     add_layers,
     add_model_filter,
     add_quantize,
+    add_vector_kind,
     data_paths,
     make_parser,
     model_filter,
+    vector_kind,
 )
 from utils.cli.run import EXIT_DONE, exit_with, run_main
 from utils.errors import UserError
-from utils.figures.requests import VectorsRequest
-from utils.inside.requests import DEFAULT_NEW_TOKENS, InsideRequest, TokenPageRequest
+from utils.figures.requests import InnerProduct, VectorsRequest
+from utils.inside.requests import DEFAULT_NEW_TOKENS, DEFAULT_TEXTS, InsideRequest, TokenPageRequest
 from utils.model.checkpoints import ModelChoice
+from utils.saes.formats import is_sae_folder
+from utils.vectors.files import choice_of_label
 
 if TYPE_CHECKING:
     from llama_wrapper import LlamaWrapper
+    from utils.figures.vector_run import RootOf
+    from utils.vectors.similarity import FloatArray
 
 log = logging.getLogger(__name__)
 
@@ -54,15 +69,39 @@ _OF_THE_PROMPT = ("layer", "behavior", "multiplier", "max_new_tokens")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = make_parser(__doc__, overwrite=True)
+    parser = make_parser(__doc__, overwrite=True, seed=True)
     add_behaviors(parser)
     add_layers(parser, default="those that are there")
+    add_vector_kind(parser)
     add_model_filter(parser)
+    parser.add_argument(
+        "--stability",
+        action="store_true",
+        help="instead: how much each vector depends on its pairs (split halves, bootstrap, number of pairs), and how "
+        "alike behaviors are beyond that; needs activations saved by generate_vectors.py --save_activations",
+    )
+    parser.add_argument(
+        "--inner_product",
+        choices=get_args(InnerProduct),
+        default="euclidean",
+        help="under which every cosine is taken; causal: of directions that the vocabulary tells apart (Park et al. "
+        "2024), which loads the model (default: euclidean)",
+    )
+    add_clusters(parser)
     inside = parser.add_argument_group(
         "looking inside the model", "These load one model (--model_size or --model) and make only what they name."
     )
     inside.add_argument(
-        "--decode", action="store_true", help="the tokens that each vector promotes most and least, layer by layer"
+        "--decode",
+        action="store_true",
+        help="the tokens that each vector promotes most and least, layer by layer, by itself (logit lens) and by what "
+        "it does to the last layer (J-lens); and up to which strength that is linear",
+    )
+    inside.add_argument(
+        "--n_texts",
+        type=flag_values.positive_int,
+        metavar="N",
+        help=f"with --decode: neutral prompts that the J-lens is averaged over (default: {DEFAULT_TEXTS})",
     )
     inside.add_argument(
         "--prompt",
@@ -90,6 +129,34 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def add_clusters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cluster",
+        action="store_true",
+        help="instead of the comparisons: which vectors lie near each other at --layers (default: the middle one)",
+    )
+    parser.add_argument(
+        "--saes",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="DIR",
+        help="with --cluster: among the latents of these SAEs that are nearest to them, at the SAEs' layers",
+    )
+
+
+def draw_clusters(args: argparse.Namespace) -> int:
+    from utils.research.cluster_run import plot_clusters
+
+    if args.decode or args.prompt is not None:
+        raise UserError("--cluster needs no model: leave out --decode and --prompt")
+    if missing := [folder for folder in args.saes if not is_sae_folder(folder)]:
+        raise UserError(f"--saes {missing[0]}: no SAE is there (cfg.json, sae_weights.safetensors); run: train_sae.py")
+    counts = plot_clusters(vectors_request(args), args.saes)
+    log.info("wrote %d figures, skipped %d that show these numbers already (--overwrite makes them again)", *counts)
+    return EXIT_DONE
+
+
 def vectors_request(args: argparse.Namespace) -> VectorsRequest:
     return VectorsRequest(
         paths=data_paths(args),
@@ -97,14 +164,20 @@ def vectors_request(args: argparse.Namespace) -> VectorsRequest:
         behaviors=tuple(args.behaviors),
         layers=tuple(args.layers or ()),
         overwrite=args.overwrite,
+        kind=vector_kind(args),
+        inner_product=args.inner_product,
     )
 
 
 def inside_request(args: argparse.Namespace) -> InsideRequest | None:
     """What the flags ask to be looked into; None where they ask for the comparisons of vectors."""
     page = token_page_request(args)
+    if args.n_texts is not None and not args.decode:
+        raise UserError("--n_texts: only with --decode")
     if not args.decode and page is None:
         return None
+    if args.stability:
+        raise UserError("--stability is a run of its own, without --decode and --prompt")
     return InsideRequest(
         paths=data_paths(args),
         choice=model_filter(args),
@@ -113,6 +186,10 @@ def inside_request(args: argparse.Namespace) -> InsideRequest | None:
         decode=args.decode,
         page=page,
         overwrite=args.overwrite,
+        kind=vector_kind(args),
+        inner_product=args.inner_product,
+        n_texts=args.n_texts or DEFAULT_TEXTS,
+        seed=args.seed,
     )
 
 
@@ -136,13 +213,20 @@ def token_page_request(args: argparse.Namespace) -> TokenPageRequest | None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.saes and not args.cluster:
+        raise UserError("--saes: only with --cluster")
+    if args.cluster:
+        return draw_clusters(args)
     request = inside_request(args)
     if request is not None:
         return look(args, request)
 
+    if args.stability:
+        return judge_stability(args)
+
     from utils.figures.vector_run import plot_vectors
 
-    n_models, counts = plot_vectors(vectors_request(args))
+    n_models, counts = plot_vectors(vectors_request(args), root_of(args))
     log.info(
         "models: %d; wrote %d figures, skipped %d that show these numbers already (--overwrite makes them again)",
         n_models,
@@ -151,17 +235,41 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def judge_stability(args: argparse.Namespace) -> int:
+    """Say how much vectors depend on their pairs."""
+    from utils.figures.stability_run import plot_stability
+
+    lines, counts = plot_stability(vectors_request(args), args.seed, root_of(args))
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    log.info("wrote %d figures, skipped %d that show these numbers already (--overwrite makes them again)", *counts)
+    return EXIT_DONE
+
+
+def root_of(args: argparse.Namespace) -> "RootOf | None":
+    """What gives each model's inner product; None for the usual one."""
+    if args.inner_product == "euclidean":
+        return None
+
+    def of_model(label: str) -> "FloatArray":
+        from utils.inside.inner_product import causal_root
+
+        return causal_root(load_model(args, model_filter(args) or choice_of_label(label))).numpy()
+
+    return of_model
+
+
+def load_model(args: argparse.Namespace, choice: ModelChoice) -> "LlamaWrapper":
+    from llama_wrapper import LlamaWrapper
+
+    chosen = replace(choice, quantize=args.quantize)
+    return LlamaWrapper.load(chosen, args.device, args.dtype, over_all_devices=args.device_map == "auto")
+
+
 def look(args: argparse.Namespace, request: InsideRequest) -> int:
     """Make the reports for which the model itself is needed."""
     from utils.inside.run import look_inside
 
-    def load(choice: ModelChoice) -> "LlamaWrapper":
-        from llama_wrapper import LlamaWrapper
-
-        chosen = replace(choice, quantize=args.quantize)
-        return LlamaWrapper.load(chosen, args.device, args.dtype, over_all_devices=args.device_map == "auto")
-
-    counts = look_inside(request, load)
+    counts = look_inside(request, lambda choice: load_model(args, choice))
     log.info("wrote %d reports, skipped %d that show these vectors already (--overwrite makes them again)", *counts)
     return EXIT_DONE
 

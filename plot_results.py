@@ -27,6 +27,7 @@ from utils.cli.flags import (
     add_layers,
     add_model,
     add_multipliers,
+    add_part,
     add_vector_kind,
     data_paths,
     make_parser,
@@ -47,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--type", choices=RESULT_TYPES, help="kind of results (default: every kind found)")
     add_model(parser)
     add_vector_kind(parser)
+    add_part(parser)
     parser.add_argument("--title", help="title of the figures (default: what they show)")
     parser.add_argument(
         "--override_vector", type=int, metavar="LAYER", help="plot only the transfer of this layer's vector"
@@ -98,12 +100,8 @@ def run(args: argparse.Namespace) -> int:
     request = plot_request(args)
 
     from utils.report.run import plot_results
-    from utils.research.benchmark_report import benchmark_sections
 
-    report = ReportRequest(request, args.command) if args.report else None
-    plotted = plot_results(
-        request, report, lambda: benchmark_sections(request.paths, request.choice, request.behaviors)
-    )
+    plotted = plot_results(request, ReportRequest(request, args.command) if args.report else None)
     if plotted.summary:
         sys.stdout.write("\n".join(plotted.summary) + "\n")
     return EXIT_FAILED if plotted.n_unreadable else EXIT_DONE

@@ -25,6 +25,7 @@ from utils.cli.flags import (
     add_model,
     add_multipliers,
     add_operator,
+    add_part,
     add_vector_kind,
     data_paths,
     make_parser,
@@ -49,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--type", choices=RESULT_TYPES, default="ab", help="what is asked (default: ab)")
     add_model(parser)
     add_vector_kind(parser)
+    add_part(parser)
     add_compute(parser)
     parser.add_argument(
         "--system_prompt",

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from utils.paths import REPOSITORY, DataPaths
+from utils.paths import REPOSITORY, DataPaths, VectorFile, parse_vector_name
+from utils.settings import VectorKind
 
 
 def test_a_command_names_the_root_where_it_is_not_the_repository(tmp_path: Path) -> None:
@@ -24,6 +25,16 @@ def test_a_command_is_quoted_for_the_shell() -> None:
     words = ["--model", "a b/c", "--title", "it's $HOME; `ls`", "--multipliers", -1.5]
     command = DataPaths(Path("my data")).command("plot_results", *words)
     assert shlex.split(command) == ["./plot_results.py", *map(str, words), "--root", "my data"]
+
+
+def test_parts_of_vectors_read_back_and_stand_beside_no_whole_vector(tmp_path: Path) -> None:
+    paths, kind = DataPaths(tmp_path), VectorKind("answer", "pca", "answers", "rank2")
+    path = paths.vector("refusal", 3, "a-model", normalized=True, kind=kind)
+    assert path.name == "vec_layer_3_a-model_read=answer_method=pca_from=answers_part=rank2.pt"
+    assert parse_vector_name(path.name) == VectorFile(3, "a-model", kind)
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert list(paths.vector_files("refusal", normalized=True)) == []
 
 
 # --- fine-tuned weights ---

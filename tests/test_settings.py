@@ -166,6 +166,7 @@ EVERYTHING = replace(
     temperature=0.7,
     num_samples=3,
     seed=5,
+    part="rank2",
 )
 
 
@@ -175,7 +176,7 @@ def test_every_setting_has_a_key_and_stands_in_names_in_the_order_of_the_declara
         "layer=13_multiplier=1.0_behavior=sycophancy_type=ab_system_prompt=neg_override_vector=4"
         "_override_vector_model=Llama-2-7b-hf_use_base_model=True_model=m"
         "_override_model_weights_path=finetuned_models-x.pt_steer_positions=all_vector_behavior=refusal"
-        "_temperature=0.7_num_samples=3_seed=5"
+        "_temperature=0.7_num_samples=3_seed=5_part=rank2"
     )
 
 
@@ -203,7 +204,7 @@ def test_what_differs_from_plain_steering_is_said_in_words() -> None:
     assert EVERYTHING.differing() == (
         "system_prompt=neg, override_vector=4, override_vector_model=Llama-2-7b-hf, "
         "override_model_weights_path=finetuned_models-x.pt, steer_positions=all, vector_behavior=refusal, "
-        "temperature=0.7, num_samples=3, seed=5"
+        "temperature=0.7, num_samples=3, seed=5, part=rank2"
     )
 
 
@@ -212,7 +213,7 @@ def test_the_flags_of_a_command_are_the_keys_that_are_not_at_their_default() -> 
     assert " ".join(EVERYTHING.command_words(lambda name: f"<{name}>")) == (
         "--type ab --system_prompt neg --override_vector 4 --override_vector_model Llama-2-7b-hf "
         "--override_model_weights_path <finetuned_models-x.pt> --steer_positions all --vector_behavior refusal "
-        "--temperature 0.7 --num_samples 3 --seed 5"
+        "--temperature 0.7 --num_samples 3 --seed 5 --part rank2"
     )
 
 

@@ -14,7 +14,7 @@ from utils.settings import Origin, Reading, ResultType, Side, SteeringSettings, 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MODELS_DIR = REPOSITORY / "models"
 
-_KIND_IN_NAME = re.compile(r"_(read|method|from)=")
+_KIND_IN_NAME = re.compile(r"_(read|method|from|part)=")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class VectorFile:
 
 
 _VECTOR_NAME = re.compile(
-    r"vec_layer_(\d+)_(.+?)(?:_read=(letter|answer|last|prompt))?(?:_method=([a-z0-9_]+?))?(?:_from=(answers))?\.pt"
+    r"vec_layer_(\d+)_(.+?)(?:_read=(letter|answer|last|prompt))?(?:_method=([a-z0-9_]+?))?(?:_from=(answers))?"
+    r"(?:_part=([a-z][a-z0-9-]*))?\.pt"
 )
 
 
@@ -43,11 +44,12 @@ def parse_vector_name(name: str) -> VectorFile | None:
     """Read a vector's file name; None where it is not one that the suite writes."""
     if not (match := _VECTOR_NAME.fullmatch(name)):
         return None
-    layer, label, reading, method, origin = match.groups()
+    layer, label, reading, method, origin, part = match.groups()
     kind = VectorKind(
         cast(Reading, reading or VectorKind.reading),
         method or VectorKind.method,
         cast(Origin, origin or VectorKind.origin),
+        part,
     )
     found = VectorFile(int(layer), label, kind)
     return found if found.name == name else None
@@ -134,7 +136,9 @@ class DataPaths:
     def vector(
         self, behavior: str, layer: int, model_label: str, *, normalized: bool, kind: VectorKind = VectorKind()
     ) -> Path:
-        return self.vectors_dir(behavior, normalized=normalized) / VectorFile(layer, model_label, kind).name
+        """Parts of vectors stand in a folder of their own, where nobody takes them for vectors of a behavior."""
+        folder = self.vectors_dir(behavior, normalized=normalized)
+        return (folder / "parts" if kind.part else folder) / VectorFile(layer, model_label, kind).name
 
     def vector_files(self, behavior: str, *, normalized: bool) -> Iterator[VectorFile]:
         """The vectors that a behavior has, whatever their model, layer and kind."""
@@ -173,8 +177,8 @@ class DataPaths:
     def activations(
         self, behavior: str, side: Side, layer: int, model_label: str, kind: VectorKind = VectorKind()
     ) -> Path:
-        """Whatever the kind's estimator is: activations are what it takes."""
-        read = replace(kind, method=VectorKind.method).suffix
+        """Whatever the kind's estimator and part are: activations are what it takes."""
+        read = replace(kind, method=VectorKind.method, part=None).suffix
         return self.root / "activations" / behavior / f"activations_{side}_{layer}_{model_label}{read}.pt"
 
     def result(self, settings: SteeringSettings) -> Path:
@@ -251,6 +255,12 @@ class DataPaths:
 
     def analysis(self, *parts: str) -> Path:
         return self.analysis_dir.joinpath(*parts)
+
+
+def neutral_prompts_path(paths: DataPaths) -> Path:
+    """The neutral prompts of a root, or else the bundled ones."""
+    own = paths.neutral_prompts()
+    return own if own.exists() else DataPaths(REPOSITORY).neutral_prompts()
 
 
 def vector_name(layer: int, model_label: str, kind: VectorKind = VectorKind()) -> str:

@@ -40,6 +40,7 @@ Orders = Literal["given", "both"]
 Quantization = Literal["int8", "nf4"]
 """Weights in 8-bit integers, or in 4-bit NormalFloat."""
 
+_PART = re.compile(r"[a-z][a-z0-9-]{0,59}")
 BEHAVIOR_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
 # separators, control characters, and what is not Unicode or breaks a line
 _UNSAFE_IN_NAME = re.compile(r"[/\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -120,6 +121,17 @@ def _method(text: str) -> str:
     return text
 
 
+def check_part(text: str) -> str:
+    """The name of a part of vectors as it stands.
+
+    Raises:
+        UserError: If it is none.
+    """
+    if not _PART.fullmatch(text):
+        raise UserError(f"{text!r} does not name a part of a vector: small letters, digits and hyphens, e.g. rank2")
+    return text
+
+
 def _behavior_id(text: str) -> str:
     if not BEHAVIOR_ID.fullmatch(text):
         raise UserError(f"{text!r} is not a behavior's id: letters, digits and hyphens, at most 64")
@@ -172,6 +184,8 @@ class SteeringSettings:
     """The estimator that made it."""
     origin: Annotated[Origin, Key(_one_of("origin", get_args(Origin)), steers=True, word="from")] = "pairs"
     """Whose answers it was made from."""
+    part: Annotated[str | None, Key(check_part, steers=True)] = None
+    """Which part of the vector is used, where it is not the whole (`research/decompose_vectors.py` writes parts)."""
     vector: Annotated[str | None, Key(str, steers=True)] = None
     """Names of the vector files that are used, joined by '+', where they are not a behavior's."""
     questions: Annotated[str | None, Key(str)] = None
@@ -277,7 +291,7 @@ class SteeringSettings:
     @property
     def vector_kind(self) -> "VectorKind":
         """Of the vectors that are added."""
-        return VectorKind(self.read, self.method, self.origin)
+        return VectorKind(self.read, self.method, self.origin, self.part)
 
     def same_model(self, other: "SteeringSettings") -> bool:
         """Whether both name the same model."""
@@ -300,6 +314,8 @@ class VectorKind:
     method: str = "mean"
     """The estimator's name."""
     origin: Origin = "pairs"
+    part: str | None = None
+    """Of what was taken apart, the name of a part, such as rank2; None for the whole vector."""
 
     @property
     def suffix(self) -> str:
@@ -313,9 +329,9 @@ class VectorKind:
 
     def _particular(self) -> list[tuple[str, str]]:
         """What differs from the published kind."""
-        named = {"read": self.reading, "method": self.method, "from": self.origin}
-        published = {"read": VectorKind.reading, "method": VectorKind.method, "from": VectorKind.origin}
-        return [(word, value) for word, value in named.items() if value != published[word]]
+        named = {"read": self.reading, "method": self.method, "from": self.origin, "part": self.part}
+        published = {"read": VectorKind.reading, "method": VectorKind.method, "from": VectorKind.origin, "part": None}
+        return [(word, value) for word, value in named.items() if value is not None and value != published[word]]
 
 
 def parse_result_name(name: str) -> SteeringSettings:

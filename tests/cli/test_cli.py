@@ -108,7 +108,6 @@ def test_no_script_imports_another(script: str) -> None:
 WITHOUT = {
     "--overwrite": {"chat.py", "plot_results.py", "serve.py"},
     "--seed": {
-        "analyze_vectors.py",
         "export_vectors.py",
         "generate_vectors.py",
         "monitor.py",

@@ -13,24 +13,30 @@ import torch
 import analyze_vectors
 from llama_wrapper import LlamaWrapper
 from tests.models import N_LAYERS, decoder_blocks, final_norm, random_vector, steered_logits
-from tests.roots import TINY_LABEL, error_lines, snapshot
+from tests.roots import TINY_LABEL, error_lines, put_json, snapshot
 from utils.files import writing
 from utils.files.reading import load_vector
 from utils.files.tables import read_table
 from utils.files.writing import save_tensor
+from utils.inside.inner_product import causal_root
+from utils.inside.jlens import JLens, LayerVector, random_vectors
+from utils.inside.readings import generate_transcripts
+from utils.inside.unembedding import Unembedding
 from utils.model.checkpoints import choose_model
 from utils.model.steering import Steering
 from utils.paths import DataPaths
 
 BEHAVIORS = ("sycophancy", "refusal")
+NEUTRAL = ("What is the sea?", "Are you not the answer?")
 PROMPT = "Do you think that the sea is <b>green</b>?"
 Analyze = Callable[..., int]
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Vectors of two behaviors at all layers; the normalised ones are three times as long."""
+    """Vectors of two behaviors at all layers, the normalised ones three times as long; two short neutral prompts."""
     paths = DataPaths(tmp_path / "root")
+    put_json(paths.neutral_prompts(), [{"question": question} for question in NEUTRAL])
     for place, behavior in enumerate(BEHAVIORS):
         for layer in range(N_LAYERS):
             vector = random_vector(10 * place + layer)
@@ -59,6 +65,13 @@ def asking(prompt: str = PROMPT, layer: int = 2, behavior: str = "refusal", *mor
 
 def made(root: Path) -> list[str]:
     return sorted(path.relative_to(root / "analysis").as_posix() for path in (root / "analysis").rglob("*.*"))
+
+
+def decoded_files(behavior: str) -> list[str]:
+    """What --decode writes, in the order in which it does."""
+    first, stem = (f"{behavior}/{name}_{TINY_LABEL}" for name in ("first_order", "decoded_tokens"))
+    suffixes = (".png", ".pdf", ".txt")
+    return [*(first + suffix for suffix in (*suffixes, ".json")), *(stem + suffix for suffix in suffixes)]
 
 
 def only_page(root: Path) -> Path:
@@ -120,8 +133,7 @@ def test_decode_writes_the_tokens_that_each_layer_s_vector_promotes_most_and_lea
     analyze: Analyze, root: Path, model: LlamaWrapper
 ) -> None:
     assert analyze("--decode") == 0
-    stems = [f"{behavior}/decoded_tokens_{TINY_LABEL}" for behavior in BEHAVIORS]
-    assert made(root) == sorted(stem + suffix for stem in stems for suffix in (".png", ".pdf", ".txt"))
+    assert made(root) == sorted(name for behavior in BEHAVIORS for name in decoded_files(behavior))
     rows = read_table(root / "analysis" / "refusal" / f"decoded_tokens_{TINY_LABEL}.txt")
     assert [int(row["layer"]) for row in rows] == [layer for layer in range(N_LAYERS) for _ in range(10)]
     weights = model.model.get_output_embeddings().weight.detach()
@@ -137,6 +149,7 @@ def test_decode_writes_the_tokens_that_each_layer_s_vector_promotes_most_and_lea
             assert [float(row[f"{end}_logit"]) for row in of_layer] == pytest.approx(best.values.tolist(), abs=1e-3)
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_decode_of_some_layers_has_a_name_of_its_own(analyze: Analyze, root: Path) -> None:
     assert analyze("--decode", "--layers", 3, 1) == 0
     assert f"refusal/decoded_tokens_layers=1,3_{TINY_LABEL}.txt" in made(root)
@@ -220,6 +233,7 @@ def test_line_breaks_and_parts_of_characters_can_be_seen(analyze: Analyze, root:
 # --- again, interrupted, changed ---
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_a_second_run_does_nothing(
     analyze: Analyze, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -235,6 +249,7 @@ def test_a_second_run_does_nothing(
     assert snapshot(root) == before and all(path.stat().st_mtime_ns > time for path, time in times.items())
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_what_was_made_from_other_vectors_or_settings_is_made_again(
     analyze: Analyze, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -263,10 +278,11 @@ def test_a_page_of_which_a_file_is_missing_or_damaged_is_made_again(analyze: Ana
         assert snapshot(root) == whole
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_an_interrupted_run_leaves_whole_files_and_the_next_one_makes_the_rest(
     analyze: Analyze, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real, left = writing.os.replace, [4]
+    real, left = writing.os.replace, [8]
 
     def replace(*names: Any) -> None:
         if not left[0]:
@@ -277,11 +293,11 @@ def test_an_interrupted_run_leaves_whole_files_and_the_next_one_makes_the_rest(
     with monkeypatch.context() as patch:
         patch.setattr(writing.os, "replace", replace)
         assert analyze("--decode") == 130
-    stems = [f"{behavior}/decoded_tokens_{TINY_LABEL}" for behavior in BEHAVIORS]
-    assert made(root) == sorted([*(stems[0] + suffix for suffix in (".png", ".pdf", ".txt")), stems[1] + ".png"])
+    files = [name for behavior in BEHAVIORS for name in decoded_files(behavior)]
+    assert made(root) == sorted(files[:8])
     capsys.readouterr()
     assert analyze("--decode") == 0
-    assert "wrote 1 reports, skipped 1" in capsys.readouterr().err and len(made(root)) == 6
+    assert "wrote 1 reports, skipped 1" in capsys.readouterr().err and made(root) == sorted(files)
 
 
 # --- what is refused ---
@@ -351,6 +367,7 @@ def test_a_vector_that_is_damaged_or_of_another_width_is_one_line(
     assert str(path) in line
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_a_behavior_without_any_vector_is_left_out_and_said(
     analyze: Analyze, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -364,3 +381,52 @@ def test_without_a_model_flag_the_model_must_be_clear(root: Path, capsys: pytest
     assert analyze_vectors.main(["--root", str(root), "--decode"]) == 2
     [line] = error_lines(capsys.readouterr().err)
     assert f"--model_size or --model (models with vectors: {TINY_LABEL})" in line
+
+
+# --- what vectors do to the last layer ---
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_decode_writes_the_j_lens_beside_the_logit_lens_and_a_random_vector_s_behind_them(
+    analyze: Analyze, root: Path, model: LlamaWrapper
+) -> None:
+    assert analyze("--decode", "--layers", 1, "--n_texts", 2, "--behaviors", "refusal") == 0
+    folder = root / "analysis" / "refusal"
+    rows = read_table(folder / f"decoded_tokens_layers=1_{TINY_LABEL}.txt")
+    lens = JLens.over(model, [model.chat_format.encode(question) for question in NEUTRAL])
+    for name, vector in (("jlens", random_vector(11)), ("random", random_vectors([1], model.d_model, 1, 1)[0].vector)):
+        effect = lens.first_order([LayerVector(1, vector)]).mean[0].float()
+        best = Unembedding(model).vector_logits(effect).topk(10)
+        assert [int(row[f"{name}_promoted_id"]) for row in rows] == best.indices.tolist()
+        found = [float(row[f"{name}_promoted_logit"]) for row in rows]
+        assert found == pytest.approx(best.values.tolist(), abs=2e-3)
+    [result] = json.loads((folder / f"first_order_layers=1_{TINY_LABEL}.json").read_text())["results"]
+    effects = lens.first_order([LayerVector(1, random_vector(11))])
+    gain = float(effects.mean[0].norm() / random_vector(11).norm())
+    assert result["gain"]["value"] == pytest.approx(gain, rel=1e-3)
+    assert result["linear_up_to_strength"] == effects.linear_up_to[0]
+    assert result["gain"]["low"] < result["gain"]["value"] < result["gain"]["high"] and len(result["random"]) == 2
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_a_report_of_which_a_file_beside_it_is_gone_is_made_again(
+    analyze: Analyze, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ("--decode", "--layers", 3, "--n_texts", 1, "--behaviors", "refusal")
+    assert analyze(*argv) == 0
+    before = snapshot(root)
+    (root / "analysis" / "refusal" / f"first_order_layers=3_{TINY_LABEL}.json").unlink()
+    assert analyze(*argv) == 0
+    assert "wrote 1 reports" in capsys.readouterr().err and snapshot(root) == before
+
+
+def test_the_token_page_takes_cosines_under_the_causal_inner_product(
+    analyze: Analyze, root: Path, model: LlamaWrapper
+) -> None:
+    assert analyze(*asking(), "--inner_product", "causal") == 0
+    page = Page(only_page(root))
+    text = generate_transcripts(model, [PROMPT], 5)[0]
+    hidden, vector, causal = model.capture(text.tokens)[2].double(), 3 * random_vector(12).double(), causal_root(model)
+    cosines = torch.nn.functional.cosine_similarity(hidden @ causal, (causal @ vector)[None], dim=-1)
+    assert page.data["values"]["refusal"]["cosine"][2] == pytest.approx(cosines.tolist(), rel=1e-3, abs=1e-4)
+    assert "inner_product=causal" in only_page(root).name

@@ -33,7 +33,6 @@ from utils.research.benchmark_choice import AmountChooser
 from utils.research.benchmark_material import Material, PairStore
 from utils.research.benchmark_measures import Subject, kl_per_token, preferences
 from utils.research.benchmark_methods import METHODS, Framing, Method, NotRun, method_named
-from utils.research.benchmark_report import benchmark_sections
 from utils.research.benchmark_request import BenchmarkRequest, Sizes
 from utils.research.benchmark_results import Results, item_effects, over_draws
 from utils.research.benchmark_transfer import transfer
@@ -144,11 +143,15 @@ def test_a_whole_run_says_what_holds_and_what_was_not_run(
     assert {path.name for path in folder.iterdir()} == {
         "units",
         *(f"{stem}.{end}" for stem in ("pareto_the-sea", "ranks") for end in ("png", "pdf", "txt")),
+        "pareto_the-sea.json",
         "results.json",
         "results.txt",
     }
-    sections = benchmark_sections(DataPaths(root), choose_model("", "tiny-chat", False), ("the-sea",))
-    assert [(one.behavior_label, len(one.figures)) for one in sections] == [("The sea", 1), ("All behaviors", 1)]
+    entries = [json.loads((folder / f"{stem}.json").read_text())["report"] for stem in ("pareto_the-sea", "results")]
+    assert [(one["behavior"], one["figures"]) for one in entries] == [
+        ("the-sea", ["pareto_the-sea"]),
+        (None, ["ranks"]),
+    ]
     before = {path: path.read_bytes() for path in (folder / "units").iterdir()}
     (folder / "units" / "the-sea__answer.json").unlink()  # as if killed before
     monkeypatch.setattr(benchmark_run.Benchmark, "_control", None)  # what is there is not made again

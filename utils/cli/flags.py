@@ -193,8 +193,18 @@ def add_vector_kind(parser: argparse.ArgumentParser, default: str | None = None)
     )
 
 
+def add_part(parser: argparse.ArgumentParser) -> None:
+    """--part: beside `add_vector_kind`, for scripts that use vectors."""
+    parser.add_argument(
+        "--part",
+        type=values.part,
+        metavar="NAME",
+        help="a part of the vectors, such as rank2, that ./research/decompose_vectors.py wrote (default: the whole)",
+    )
+
+
 def vector_kind(args: argparse.Namespace) -> VectorKind:
-    return VectorKind(args.read, args.method, args.origin)
+    return VectorKind(args.read, args.method, args.origin, getattr(args, "part", None))
 
 
 def kind_filter(args: argparse.Namespace) -> Callable[[VectorKind], bool]:

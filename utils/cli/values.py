@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from utils.errors import UserError
-from utils.settings import Beside, known_operator
+from utils.settings import Beside, check_part, known_operator
 
 
 def positive_int(text: str) -> int:
@@ -45,6 +45,13 @@ def layer(text: str) -> int:
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is negative; layers are counted from 0")
     return value
+
+
+def part(text: str) -> str:
+    try:
+        return check_part(text)
+    except UserError as err:
+        raise argparse.ArgumentTypeError(str(err)) from err
 
 
 def batch_size(text: str) -> int | str:

@@ -312,6 +312,7 @@ def sweep_settings(request: SweepRequest, behavior: str) -> SteeringSettings:
         read=request.vector_kind.reading,
         method=request.vector_kind.method,
         origin=request.vector_kind.origin,
+        part=request.vector_kind.part,
         vector="+".join(path.stem for path in request.vector_files) or None,
         questions=None if request.questions is None else request.questions.stem,
         limit=request.limit,

@@ -34,6 +34,7 @@ def settings_of(
         read=kind.reading,
         method=kind.method,
         origin=kind.origin,
+        part=kind.part,
         knob=knob,
     )
 

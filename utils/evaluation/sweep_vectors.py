@@ -9,7 +9,7 @@ from utils.errors import UserError
 from utils.files.reading import load_vector
 from utils.model.checkpoints import ModelChoice, checkpoint_label
 from utils.settings import Beside
-from utils.vectors.files import choice_of_label, generate_command, normalize_command
+from utils.vectors.files import choice_of_label, generate_command, normalize_command, parts_command
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,6 +44,8 @@ def _load_vectors(plan: "SweepPlan", sweep: "Sweep") -> "dict[int, Tensor]":
 def _making(request: "SweepRequest", behaviors: Sequence[str], layers: Sequence[int]) -> str:
     """What makes the vectors that are used."""
     choice, kind = _choice_of_vectors(request), request.vector_kind
+    if kind.part:
+        return f"run: {parts_command(request.paths, behaviors, layers, choice, kind)}"
     generate = generate_command(request.paths, behaviors, layers, choice, kind=kind)
     return f"run: {generate}, then: {normalize_command(request.paths, behaviors, choice, kind=kind)}"
 

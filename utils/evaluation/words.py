@@ -143,7 +143,8 @@ def condition_label(at: SteeringSettings) -> str:
         parts.append(weights_label(at.override_model_weights_path))
     if at.vector_kind != VectorKind():
         own = ", from the model's own answers" if at.origin == "answers" else ""
-        parts.append(f"vector read at {at.read}, by {at.method}{own}")
+        part = "" if at.part is None else f"{at.part} of the "
+        parts.append(f"{part}vector read at {at.read}, by {at.method}{own}")
     if at.vector is not None:
         parts.append(f"vector {at.vector}")
     if at.operator != "add":

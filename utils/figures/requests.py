@@ -4,12 +4,21 @@ What is empty or None is left to what there is.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from utils.errors import UserError
 from utils.model.checkpoints import ModelChoice
 from utils.paths import DataPaths
 from utils.settings import RESULT_TYPES, Knob, ResultType, StartPosition, VectorKind
+
+InnerProduct = Literal["euclidean", "causal"]
+"""Under which cosines are taken: the usual one, or the causal one (Park et al. 2024), in which directions that the
+vocabulary tells apart are orthogonal."""
+
+
+def product_suffix(product: InnerProduct) -> str:
+    """In names of files."""
+    return "" if product == "euclidean" else f"_inner_product={product}"
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,8 @@ class VectorsRequest:
     behaviors: tuple[str, ...]
     layers: tuple[int, ...] = ()
     overwrite: bool = False
+    kind: VectorKind = VectorKind()
+    inner_product: InnerProduct = "euclidean"
 
 
 class FigureCounts(NamedTuple):

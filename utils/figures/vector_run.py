@@ -2,12 +2,12 @@
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from utils.errors import UserError
 from utils.evaluation.words import are_all, of_its_root
-from utils.figures.requests import FigureCounts, VectorsRequest
+from utils.figures.requests import FigureCounts, VectorsRequest, product_suffix
 from utils.figures.style import figure_style, log_written, save_figure
 from utils.figures.vector_sets import (
     PlannedFigure,
@@ -29,10 +29,12 @@ from utils.vectors.files import (
     load_vector_table,
     normalize_command,
 )
-from utils.vectors.similarity import normalisation_faults
+from utils.vectors.similarity import FloatArray, normalisation_faults, random_cosine
 
 log = logging.getLogger(__name__)
 
+RootOf = Callable[[str], FloatArray]
+"""A model's label to the symmetric root [d_model, d_model] of its inner product's matrix."""
 _FOUND_LAYERS = Mapping[str, set[int]]
 """By behavior."""
 
@@ -47,8 +49,13 @@ class ModelVectors:
 
 
 @of_its_root
-def plot_vectors(request: VectorsRequest) -> tuple[int, FigureCounts]:
+def plot_vectors(request: VectorsRequest, root_of: RootOf | None = None) -> tuple[int, FigureCounts]:
     """Make every figure whose numbers are not those of the text beside it; how many models, and how many figures.
+
+    Args:
+        request: What to compare.
+        root_of: Of each model, for another inner product than the usual one. What is no cosine is then left out, and
+            so are two models beside each other, each of which has its own.
 
     Raises:
         UserError: If there are no such vectors at all, or they are broken.
@@ -56,8 +63,12 @@ def plot_vectors(request: VectorsRequest) -> tuple[int, FigureCounts]:
     models = load_models(request)
     for vectors in models.values():
         check_normalisation(request.paths, vectors)
-    planned = [figure for vectors in models.values() for figure in plan_model(request, vectors)]
-    planned += plan_model_pairs(request, models)
+    if root_of is None:
+        planned = [figure for vectors in models.values() for figure in plan_model(request, vectors)]
+        planned += plan_model_pairs(request, models)
+    else:
+        tables = [under_inner_product(one.before, root_of(label), request) for label, one in models.items()]
+        planned = [figure for table in tables for figure in plan_similarities(request, table)]
     n_written = sum(make_figure(figure, request.overwrite) for figure in planned)
     return len(models), FigureCounts(n_written, len(planned) - n_written)
 
@@ -72,7 +83,10 @@ def load_models(request: VectorsRequest) -> dict[str, ModelVectors]:
         UserError: If there are no such vectors at all.
     """
     before, after = (
-        {behavior: find_vectors(request.paths, behavior, normalized=normalized) for behavior in request.behaviors}
+        {
+            behavior: find_vectors(request.paths, behavior, normalized=normalized, kind=request.kind)
+            for behavior in request.behaviors
+        }
         for normalized in (False, True)
     )
     models = {}
@@ -84,8 +98,8 @@ def load_models(request: VectorsRequest) -> dict[str, ModelVectors]:
         normalized_of = _layers_asked_for(request, after, label)
         name_not_normalized(request, label, layers_of, normalized_of)
         models[label] = ModelVectors(
-            load_vector_table(request.paths, label, layers_of, normalized=False),
-            load_vector_table(request.paths, label, normalized_of, normalized=True)
+            load_vector_table(request.paths, label, layers_of, normalized=False, kind=request.kind),
+            load_vector_table(request.paths, label, normalized_of, normalized=True, kind=request.kind)
             if any(normalized_of.values())
             else None,
         )
@@ -99,7 +113,11 @@ def no_vectors_message(request: VectorsRequest) -> str:
     of_model = f" of {request.choice.label}" if request.choice else ""
     at_layers = f" at layers {layer_ranges(layers)}" if layers else ""
     command = generate_command(
-        request.paths, [] if are_all(request.behaviors) else request.behaviors, layers, request.choice
+        request.paths,
+        [] if are_all(request.behaviors) else request.behaviors,
+        layers,
+        request.choice,
+        kind=request.kind,
     )
     where = request.paths.root / "vectors"
     return f"no vectors{of_model}{at_layers} for {', '.join(request.behaviors)} in {where}; run: {command}"
@@ -120,7 +138,7 @@ def name_missing(request: VectorsRequest, label: str, layers_of: _FOUND_LAYERS) 
         if absent := sorted(everywhere - layers):
             lacking.setdefault(tuple(absent), []).append(behavior)
     for gap, behaviors in lacking.items():
-        command = generate_command(request.paths, behaviors, gap, choice_of_label(label))
+        command = generate_command(request.paths, behaviors, gap, choice_of_label(label), kind=request.kind)
         log.warning(
             "%s: no vectors at layers %s for %s; run: %s", label, layer_ranges(gap), ", ".join(behaviors), command
         )
@@ -133,7 +151,7 @@ def name_not_normalized(
     lacking = [behavior for behavior, layers in absent.items() if layers]
     if lacking:
         named = ", ".join(f"{behavior} (layers {layer_ranges(absent[behavior])})" for behavior in lacking)
-        command = normalize_command(request.paths, lacking, choice_of_label(label))
+        command = normalize_command(request.paths, lacking, choice_of_label(label), kind=request.kind)
         log.warning("%s: not normalised: %s; run: %s", label, named, command)
 
 
@@ -178,15 +196,40 @@ def scope(request: VectorsRequest, *, with_behaviors: bool) -> str:
 
 def plan_model(request: VectorsRequest, vectors: ModelVectors) -> Iterator[PlannedFigure]:
     """All figures of one model."""
-    before, paths = vectors.before, request.paths
+    yield from plan_similarities(request, vectors.before)
+    yield plan_norms(request.paths, scope(request, with_behaviors=True), vectors.before, vectors.after)
+
+
+def plan_similarities(request: VectorsRequest, vectors: VectorTable) -> Iterator[PlannedFigure]:
+    """All figures of cosines within one model."""
     wide, narrow = scope(request, with_behaviors=True), scope(request, with_behaviors=False)
-    if len(before.layers) == 1:
-        log.info("%s: only layer %d, so nothing to compare between layers", before.label, before.layers[0])
-    if len(before.behaviors) == 1:
-        log.info("%s: only %s, so nothing to compare between behaviors", before.label, before.behaviors[0])
-    yield from plan_layer_similarities(paths, narrow, wide, before)
-    yield from plan_behavior_similarities(paths, wide, before)
-    yield plan_norms(paths, wide, before, vectors.after)
+    if len(vectors.layers) == 1:
+        log.info("%s: only layer %d, so nothing to compare between layers", vectors.label, vectors.layers[0])
+    if len(vectors.behaviors) == 1:
+        log.info("%s: only %s, so nothing to compare between behaviors", vectors.label, vectors.behaviors[0])
+    yield from plan_layer_similarities(request.paths, narrow, wide, vectors)
+    yield from plan_behavior_similarities(request.paths, wide, vectors)
+
+
+def under_inner_product(vectors: VectorTable, root: FloatArray, request: VectorsRequest) -> VectorTable:
+    """The vectors in coordinates in which another inner product is the usual one.
+
+    Args:
+        vectors: As they are.
+        root: Symmetric, [d_model, d_model].
+        request: Names the inner product.
+
+    Raises:
+        UserError: If the widths differ.
+    """
+    if root.shape[0] != vectors.d_model:
+        raise UserError(
+            f"{vectors.label}: width {vectors.d_model}, but the model's residual stream has {root.shape[0]}"
+        )
+    by_chance = random_cosine(root)
+    note = f" ({request.inner_product} inner product; of two random vectors 95% are within +-{by_chance:.2f})"
+    label = f"{vectors.label}{product_suffix(request.inner_product)}"
+    return replace(vectors, label=label, values=vectors.values @ root, note=note)
 
 
 def plan_model_pairs(request: VectorsRequest, models: Mapping[str, ModelVectors]) -> Iterator[PlannedFigure]:

@@ -34,7 +34,7 @@ def plan_layer_similarities(
 ) -> Iterator[PlannedFigure]:
     """How alike the vectors of different layers are, for each behavior and for all of them together."""
     matrices = cosine_matrices(vectors.values)  # [n_behaviors, n_layers, n_layers]
-    what = "cosine similarity between layers"
+    what = f"cosine similarity between layers{vectors.note}"
     for behavior, matrix in zip(vectors.behaviors, matrices, strict=True):
         there = np.flatnonzero(np.isfinite(matrix).any(axis=1))
         if len(there) < 2:
@@ -61,7 +61,7 @@ def plan_behavior_similarities(paths: DataPaths, scope: str, vectors: VectorTabl
     if len(vectors.behaviors) < 2:
         return
     matrices = cosine_matrices(vectors.values.swapaxes(0, 1))  # [n_layers, n_behaviors, n_behaviors]
-    title = f"{vectors.label}: cosine similarity between behaviors"
+    title = f"{vectors.label}: cosine similarity between behaviors{vectors.note}"
     shown = (matrices, vectors.behaviors, vectors.layers)
     note = against_the_name(vectors.behaviors, "ab")
     yield PlannedFigure(

@@ -24,6 +24,7 @@ from utils.inside.token_texts import escaped, visible_text
 _CELL_HEIGHT = 0.16  # inches, one line of small text
 _LEAST_HEIGHT = 2.6  # inches; the labels beside a table of few layers
 _CELL_CHARACTERS = 9  # fit a cell of a page-wide table of a dozen columns
+_NARROW_CELL_CHARACTERS = 7  # of fifteen
 _BAR_CHARACTERS = 14
 
 
@@ -145,6 +146,39 @@ def draw_vector_decoding(decoding: VectorDecoding, title: str, n_tokens: int = 6
     return figure
 
 
+def draw_vector_decodings(
+    decodings: Mapping[str, VectorDecoding], title: str, *notes: str, n_tokens: int = 3, layer_label: str = LAYER_LABEL
+) -> Figure:
+    """Several decodings of the same layers beside each other, by name; each as in `draw_vector_decoding`."""
+    n_layers = len(next(iter(decodings.values())).layers)
+    values: list[Any] = []
+    texts: list[list[str]] = [[] for _ in range(n_layers)]
+    ticks: list[tuple[float, str]] = []
+    for name, decoding in decodings.items():
+        if values:
+            values.append(np.full((n_layers, 1), np.nan))
+            texts = [[*row, ""] for row in texts]
+        for end, (logits, words) in zip(("most", "least"), _ends(decoding, n_tokens), strict=True):
+            gap = end == "least"
+            start = sum(part.shape[1] for part in values) + gap
+            values += [np.full((n_layers, 1), np.nan), logits] if gap else [logits]
+            texts = [[*row, *([""] if gap else []), *more] for row, more in zip(texts, words, strict=True)]
+            ticks.append((start + (logits.shape[1] - 1) / 2, f"{name}:\npromoted {end}"))
+    largest = max(decoding.largest_logit for decoding in decodings.values())
+    layers = next(iter(decodings.values())).layers
+    with figure_style():
+        figure, ax = new_figure(PAGE_WIDTH, max(_LEAST_HEIGHT, 1.2 + _CELL_HEIGHT * n_layers))
+        image = _draw_cells(ax, np.hstack(values), texts, "RdBu", (-largest, largest), _NARROW_CELL_CHARACTERS)
+        _label_ticks(ax.yaxis, [str(layer) for layer in layers])
+        ax.invert_yaxis()
+        ax.set_ylabel(layer_label)
+        ax.set_xticks([place for place, _ in ticks], [label for _, label in ticks])
+        ax.tick_params(length=0)
+        figure.colorbar(image, ax=ax, pad=0.01, aspect=40, label="logit above the mean\nof the vocabulary")
+        set_title(figure, title, *notes)
+    return figure
+
+
 def _ends(decoding: VectorDecoding, n_tokens: int) -> tuple[tuple[Any, list[list[str]]], tuple[Any, list[list[str]]]]:
     """Logits and texts of the promoted and the demoted tokens, in the order in which they are drawn."""
     top_ids, bottom_ids = decoding.top_ids[:, :n_tokens], decoding.bottom_ids[:, :n_tokens].flip(-1)
@@ -190,7 +224,14 @@ def projections_table(projections: TokenProjections, notes: Sequence[str] = ()) 
 # --- shared ----------------------------------------------------------------------------------------
 
 
-def _draw_cells(ax: Axes, values: Any, texts: Sequence[Sequence[str]], colors: str, limits: tuple[float, float]) -> Any:
+def _draw_cells(
+    ax: Axes,
+    values: Any,
+    texts: Sequence[Sequence[str]],
+    colors: str,
+    limits: tuple[float, float],
+    most: int = _CELL_CHARACTERS,
+) -> Any:
     """A coloured table with a token in each cell; cells without a value (NaN) stay empty. Returns the image."""
     low, high = limits
     image = ax.imshow(values, cmap=colors, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
@@ -205,7 +246,7 @@ def _draw_cells(ax: Axes, values: Any, texts: Sequence[Sequence[str]], colors: s
             ax.text(
                 column,
                 row,
-                drawn_text(text, _CELL_CHARACTERS),
+                drawn_text(text, most),
                 ha="center",
                 va="center",
                 fontsize=5.5,

@@ -118,22 +118,36 @@ def project_tokens_on_all(
     transcript: Transcript,
     vectors: Mapping[Key, tuple[int, Tensor]],
     steering: Steerings = None,
+    root: Tensor | None = None,
 ) -> dict[Key, TokenProjections]:
-    """The same for many vectors, each with its layer, from one forward pass; under the same keys."""
+    """The same for many vectors, each with its layer, from one forward pass; under the same keys.
+
+    Args:
+        model: The model.
+        transcript: Its tokens.
+        vectors: By any key, each with its layer.
+        steering: What to add; None for nothing.
+        root: Of another inner product than the usual one; see `project`.
+    """
     for layer, vector in vectors.values():
         _check_layer(model, layer)
         _check_vector(model, vector)
     activations = model.capture(transcript.tokens, steering)
     found = {}
     for key, (layer, vector) in vectors.items():
-        cosines, dots = project(activations[layer], vector)
+        cosines, dots = project(activations[layer], vector, root)
         found[key] = TokenProjections(transcript, cosines, dots)
     return found
 
 
-def project(activations: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and dot products of activations [..., d_model] with a vector [d_model]; each [...], float32."""
+def project(activations: Tensor, vector: Tensor, root: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Cosines and dot products of activations [..., d_model] with a vector [d_model]; each [...], float32.
+
+    With `root`, a symmetric [d_model, d_model] float64, under the inner product <root x, root y>.
+    """
     activations, vector = activations.double().cpu(), vector.double().cpu()
+    if root is not None:
+        activations, vector = activations @ root, root @ vector
     dots = activations @ vector
     return (dots / (activations.norm(dim=-1) * vector.norm())).float(), dots.float()
 

@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 
 from utils.errors import UserError
+from utils.figures.requests import InnerProduct
 from utils.model.checkpoints import ModelChoice
 from utils.paths import DataPaths
+from utils.settings import VectorKind
 
 DEFAULT_NEW_TOKENS = 100
+DEFAULT_TEXTS = 8
 
 
 @dataclass(frozen=True)
@@ -45,3 +48,10 @@ class InsideRequest:
     """The tokens that each vector promotes most and least."""
     page: TokenPageRequest | None = None
     overwrite: bool = False
+    kind: VectorKind = VectorKind()
+    inner_product: InnerProduct = "euclidean"
+    """Of a page's cosines."""
+    n_texts: int = DEFAULT_TEXTS
+    """That the J-lens is averaged over."""
+    seed: int = 0
+    """Of the random vectors beside it, and of resampling."""

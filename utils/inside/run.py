@@ -4,29 +4,27 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from utils.errors import UserError
 from utils.evaluation.words import are_all, behavior_label, describe, of_its_root
-from utils.figures.requests import FigureCounts
-from utils.figures.style import figure_style, log_written, save_figure
-from utils.files.reading import load_vector
-from utils.files.tables import Table, save_table, with_suffix
+from utils.figures.requests import FigureCounts, InnerProduct, product_suffix
+from utils.figures.style import log_written
+from utils.files.tables import save_table, with_suffix
 from utils.files.writing import write_text
-from utils.inside.figures import draw_vector_decoding, projections_table, vector_decoding_table
-from utils.inside.readings import decode_vectors, generate_transcripts, project_tokens_on_all
+from utils.inside.decode_run import plan_decodings
+from utils.inside.figures import projections_table
+from utils.inside.inner_product import causal_root
+from utils.inside.planned import LayerVectors, PlannedReading, fingerprint, load_layer_vectors
+from utils.inside.readings import generate_transcripts, project_tokens_on_all
 from utils.inside.requests import InsideRequest, TokenPageRequest
 from utils.inside.token_pages import token_page
 from utils.model.checkpoints import ModelChoice
 from utils.model.loading import load_config
 from utils.model.steering import Steering
-from utils.paths import DataPaths
 from utils.vectors.files import choice_of_label, find_vectors, generate_command, layer_ranges, normalize_command
 
 if TYPE_CHECKING:
@@ -34,12 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DECODED_TOKENS = 10
-DRAWN_TOKENS = 6
 _NOT_IN_A_NAME = re.compile(r"[^a-z0-9]+")
-
-LayerVectors = Mapping[int, Tensor]
-"""One behavior's vectors, by layer."""
 
 
 @of_its_root
@@ -58,25 +51,6 @@ def look_inside(request: InsideRequest, load: "Callable[[ModelChoice], LlamaWrap
     return FigureCounts(len(waiting), len(readings) - len(waiting))
 
 
-@dataclass(frozen=True, eq=False)
-class PlannedReading:
-    """Files whose text says what they were made from; they are there when it says the same again."""
-
-    stem: Path
-    suffixes: tuple[str, ...]
-    notes: tuple[str, ...]
-    """What they depend on, in one line each: the head of the text file."""
-    make: "Callable[[LlamaWrapper], list[Path]]"
-    """Write the files, the text last."""
-
-    def is_there(self) -> bool:
-        files = [with_suffix(self.stem, suffix) for suffix in (*self.suffixes, ".txt")]
-        if not all(path.exists() for path in files):
-            return False
-        head = Table((), (), self.notes).to_text().rstrip("\n") + "\n"
-        return files[-1].read_bytes().startswith(head.encode())
-
-
 def plan_readings(request: InsideRequest) -> tuple[ModelChoice, list[PlannedReading]]:
     """The model and what is asked for, whether it is there already or not.
 
@@ -86,10 +60,10 @@ def plan_readings(request: InsideRequest) -> tuple[ModelChoice, list[PlannedRead
     readings = []
     if request.decode:
         choice, layers_of = _vectors_asked_for(request, None)
-        readings += [plan_decoding(request, choice, behavior, layers) for behavior, layers in layers_of.items()]
+        readings += plan_decodings(request, choice, layers_of)
     if request.page is not None:
         choice, layers_of = _vectors_asked_for(request, request.page)
-        readings.append(plan_token_page(request.paths, choice, request.page, layers_of))
+        readings.append(plan_token_page(request, choice, request.page, layers_of))
     return choice, readings
 
 
@@ -106,18 +80,19 @@ def _vectors_asked_for(
     """
     behaviors = list(dict.fromkeys([*request.behaviors, *([page.behavior] if page else [])]))
     is_page = page is not None
-    found = {behavior: find_vectors(request.paths, behavior, normalized=is_page) for behavior in behaviors}
+    kind = request.kind
+    found = {behavior: find_vectors(request.paths, behavior, normalized=is_page, kind=kind) for behavior in behaviors}
     choice = request.choice or _only_model(set().union(*found.values()))
     layers_of = {behavior: sorted(layers.get(choice.label, ())) for behavior, layers in found.items()}
     if request.layers:
         wanted = sorted({*request.layers, page.layer} if page else set(request.layers))
         if lacking := [behavior for behavior, layers in layers_of.items() if not set(wanted) <= set(layers)]:
-            raise _missing(request.paths, choice, lacking, wanted, is_page)
+            raise _missing(request, choice, lacking, wanted, is_page)
         layers_of = dict.fromkeys(layers_of, wanted)
     if page and page.layer not in layers_of[page.behavior]:
-        raise _missing(request.paths, choice, [page.behavior], [page.layer], is_page)
+        raise _missing(request, choice, [page.behavior], [page.layer], is_page)
     if not any(layers_of.values()):
-        raise _missing(request.paths, choice, behaviors, [], is_page)
+        raise _missing(request, choice, behaviors, [], is_page)
     if absent := [behavior for behavior, layers in layers_of.items() if not layers]:
         log.warning("%s: left out, no vectors: %s", choice.label, ", ".join(absent))
     return choice, {behavior: layers for behavior, layers in layers_of.items() if layers}
@@ -133,87 +108,55 @@ def _only_model(labels: set[str]) -> ModelChoice:
 
 
 def _missing(
-    paths: DataPaths, choice: ModelChoice, behaviors: Sequence[str], layers: Sequence[int], normalized: bool
+    request: InsideRequest, choice: ModelChoice, behaviors: Sequence[str], layers: Sequence[int], normalized: bool
 ) -> UserError:
+    paths, kind = request.paths, request.kind
     n_layers = load_config(choice).num_hidden_layers if layers else 0
     if outside := [str(layer) for layer in layers if layer >= n_layers]:  # no matter of missing vectors
         return UserError(f"layers {', '.join(outside)}: {choice.label} has layers 0 to {n_layers - 1}")
     folder = paths.root / ("normalized_vectors" if normalized else "vectors")
     where = f" at layers {layer_ranges(layers)}" if layers else ""
     named = [] if are_all(behaviors) else behaviors
-    command = generate_command(paths, named, layers, choice)
-    then = f", then: {normalize_command(paths, named, choice)}" if normalized else ""
+    command = generate_command(paths, named, layers, choice, kind=kind)
+    then = f", then: {normalize_command(paths, named, choice, kind=kind)}" if normalized else ""
     return UserError(
         f"{folder}: not all vectors of {choice.label}{where} for {', '.join(behaviors)}; run: {command}{then}"
     )
-
-
-def _load(paths: DataPaths, label: str, behavior: str, layers: Iterable[int], *, normalized: bool) -> LayerVectors:
-    return {layer: load_vector(paths.vector(behavior, layer, label, normalized=normalized)) for layer in layers}
-
-
-def _fingerprint(vectors: Iterable[LayerVectors]) -> str:
-    digest = hashlib.sha256()
-    for of_behavior in vectors:
-        for layer, vector in sorted(of_behavior.items()):
-            digest.update(f"{layer}:".encode() + vector.numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-# --- what vectors decode to ------------------------------------------------------------------------
-
-
-def plan_decoding(request: InsideRequest, choice: ModelChoice, behavior: str, layers: Sequence[int]) -> PlannedReading:
-    """What one behavior's vectors decode to, at each layer."""
-    scope = f"layers={layer_ranges(layers)}_" if request.layers else ""
-    stem = request.paths.analysis(behavior, f"decoded_tokens_{scope}{choice.label}")
-    vectors = _load(request.paths, choice.label, behavior, layers, normalized=False)
-    label = behavior_label(behavior)
-    notes = (
-        f"{label}, {choice.label}: tokens that the steering vector promotes most and least",
-        "logits above the mean of the vocabulary, of the vector scaled to root mean square 1 and sent through "
-        "the final norm's weights and the output embeddings",
-        f"vectors: {_fingerprint([vectors])}",
-    )
-    return PlannedReading(stem, (".png", ".pdf"), notes, partial(_decode, stem, vectors, notes))
-
-
-def _decode(stem: Path, vectors: LayerVectors, notes: tuple[str, ...], model: "LlamaWrapper") -> list[Path]:
-    decoding = decode_vectors(model, vectors, DECODED_TOKENS)
-    with figure_style():
-        figure = draw_vector_decoding(decoding, notes[0], DRAWN_TOKENS)
-        return save_figure(figure, stem, vector_decoding_table(decoding, notes))
 
 
 # --- a prompt and its answer -----------------------------------------------------------------------
 
 
 def plan_token_page(
-    paths: DataPaths, choice: ModelChoice, request: TokenPageRequest, layers_of: Mapping[str, Sequence[int]]
+    inside: InsideRequest, choice: ModelChoice, request: TokenPageRequest, layers_of: Mapping[str, Sequence[int]]
 ) -> PlannedReading:
     """A prompt and its answer, coloured by any of the behaviors' vectors at any layer."""
+    paths, kind, product = inside.paths, inside.kind, inside.inner_product
     vectors = {
-        behavior: _load(paths, choice.label, behavior, layers, normalized=True)
+        behavior: load_layer_vectors(paths, choice.label, behavior, layers, normalized=True, kind=kind)
         for behavior, layers in layers_of.items()
     }
     steered = f"multiplier={request.multiplier}_" if request.multiplier else ""
-    name = f"tokens_layer={request.layer}_{steered}{choice.label}_{_prompt_name(request.prompt)}"
+    made_by = f"{choice.label}{kind.suffix}{product_suffix(product)}"
+    name = f"tokens_layer={request.layer}_{steered}{made_by}_{_prompt_name(request.prompt)}"
     stem = paths.analysis(request.behavior, name)
     label = behavior_label(request.behavior)
     how = "without steering"
     if request.multiplier:
         how = f"steered with {request.multiplier:g} x the vector of {label} at layer {request.layer}"
+    under = "" if product == "euclidean" else f" under the {product} inner product"
     subtitle = (
         f"{choice.label}; the answer is its most likely one, {how}, at most {request.max_new_tokens} tokens. "
-        "Values are of each token's residual stream behind a layer and that layer's normalised vector."
+        f"Values are of each token's residual stream behind a layer and that layer's normalised vector{under}."
     )
     notes = (
-        f"{choice.label}, {label}, layer {request.layer}: residual stream of each token and the normalised vector",
+        f"{choice.label}, {label}, layer {request.layer}: residual stream of each token and the normalised vector"
+        + under,
         f"prompt: {json.dumps(request.prompt)}",
         f"answer: {how}, at most {request.max_new_tokens} tokens",
-        f"vectors: {_fingerprint(vectors.values())} ({', '.join(vectors)})",
+        f"vectors: {fingerprint(vectors.values())} ({', '.join(vectors)})",
     )
-    make = partial(_write_token_page, stem, request, vectors, subtitle, notes)
+    make = partial(_write_token_page, stem, request, vectors, subtitle, notes, product)
     return PlannedReading(stem, (".html",), notes, make)
 
 
@@ -223,6 +166,7 @@ def _write_token_page(
     vectors: Mapping[str, LayerVectors],
     subtitle: str,
     notes: tuple[str, ...],
+    product: InnerProduct,
     model: "LlamaWrapper",
 ) -> list[Path]:
     start = request.behavior, request.layer
@@ -233,7 +177,8 @@ def _write_token_page(
     all_vectors = {
         (behavior, layer): (layer, vector) for behavior, of in vectors.items() for layer, vector in of.items()
     }
-    projections = project_tokens_on_all(model, transcript, all_vectors, steering)
+    root = causal_root(model) if product == "causal" else None
+    projections = project_tokens_on_all(model, transcript, all_vectors, steering, root)
     page_path = with_suffix(stem, ".html")
     write_text(
         page_path,

@@ -11,7 +11,7 @@ Rows are used instead of one packed sequence because answers are long: in one se
 grow with the square of all combinations' tokens.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +34,7 @@ from utils.model.steering import (
     as_tuple,
     edit_outputs_only,
     hidden_of,
+    output_hooks,
     with_hidden,
 )
 
@@ -282,7 +283,24 @@ class BaseRows:
 
     def _predicting(self, combinations: Sequence[tuple[Steering, ...]]) -> Tensor:
         """Hidden states behind the final norm where an answer token is predicted, [1 + n, tokens, d_model]."""
-        with rows_enter_late(self.runtime.layers, len(self.input_ids), combinations):
+        return self.run(combinations)[:, self.is_predicting]
+
+    def run(
+        self,
+        combinations: Sequence[tuple[Steering, ...]],
+        watch: Mapping[nn.Module, Callable[[Tensor], Tensor | None]] | None = None,
+    ) -> Tensor:
+        """Run the rows unsteered and under each combination.
+
+        Args:
+            combinations: By ascending first layer.
+            watch: Called with what its decoder block gives, [copies x rows, length, d_model]: the base rows, then
+                the rows of each combination that has come in. What it returns takes its place.
+
+        Returns:
+            Hidden states behind the final norm, [1 + n, rows, length, d_model].
+        """
+        with rows_enter_late(self.runtime.layers, len(self.input_ids), combinations), output_hooks(watch or {}):
             hidden = self.runtime.model.get_decoder()(
                 input_ids=self.input_ids,
                 attention_mask=self._mask,
@@ -290,7 +308,7 @@ class BaseRows:
                 past_key_values=_SharedPrefixes(self._prefix, rows_per_prefix=self._rows_per_prefix),
                 use_cache=True,
             )[0]
-        return hidden.unflatten(0, (1 + len(combinations), -1))[:, self.is_predicting]
+        return hidden.unflatten(0, (1 + len(combinations), -1))
 
     def _logits(self, hidden: Tensor) -> Iterator[Tensor]:
         """Logits of hidden states [n, d_model] behind the final norm, some rows at a time."""

@@ -49,8 +49,9 @@ def residual_norms(model: "LlamaWrapper", prompts: Sequence[PromptTokens]) -> Te
 def neutral_answers(model: "LlamaWrapper", prompts: Sequence[PromptTokens]) -> list[AnswerTokens]:
     """The unsteered model's own answers to prompts (greedy, at most ANSWER_TOKENS), with the prompts."""
     rows = [GenerationRow(prompt, None) for prompt in prompts]
-    parts = processes.gather(list(model.generate(rows, ANSWER_TOKENS)))
-    answers = {index: answer for part in parts for index, answer in part}
+    answers = {}
+    for part in processes.gather(dict(model.generate(rows, ANSWER_TOKENS))):
+        answers.update(part)
     return [
         AnswerTokens((*prompt.ids, *answers[i].token_ids), prompt.steer_start, len(answers[i].token_ids))
         for i, prompt in enumerate(prompts)

@@ -1,7 +1,6 @@
 """A run of plot_results.py: find what there is, draw it, sum it up, and write the page where one is wanted."""
 
 import logging
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from utils.errors import UserError
@@ -16,9 +15,10 @@ from utils.figures.style import log_written
 from utils.figures.tables import effects_table
 from utils.files.tables import save_table
 from utils.report.answers import Answers, collect_answers
-from utils.report.beside import Section, draw_choices, draw_measured
+from utils.report.beside import draw_choices, draw_measured
 from utils.report.page import PlottedSet, write_report
 from utils.report.requests import ReportRequest
+from utils.report.research import research_sections
 
 log = logging.getLogger(__name__)
 
@@ -34,15 +34,8 @@ class Plotted:
 
 
 @of_its_root
-def plot_results(
-    request: PlotRequest, report: ReportRequest | None = None, further: Callable[[], Sequence[Section]] = tuple
-) -> Plotted:
+def plot_results(request: PlotRequest, report: ReportRequest | None = None) -> Plotted:
     """Make every figure that is asked for and has results; with `report` also the page about them.
-
-    Args:
-        request: What to plot.
-        report: The page, where one is wanted.
-        further: Draws what else is to stand on the page.
 
     Raises:
         UserError: If there is nothing to plot; it names what there is, and the command that makes what is asked for.
@@ -63,7 +56,7 @@ def plot_results(
     log.info("wrote %d figures and tables to %s", n_written, request.paths.analysis_dir)
     if report:
         chosen = draw_choices(request)
-        write_report(report, plotted, answers, (*measured.sections, *chosen.sections, *further()))
+        write_report(report, plotted, answers, (*measured.sections, *chosen.sections, *research_sections(request)))
     files = {id(one): one for of_set in sets for one in of_set.files.values()}  # sets of one kind share them
     lines = [line for one in plotted if one.headline for line in headline_lines(one.headline)]
     return Plotted((*lines, *measured.lines), sum(one.n_unreadable for one in files.values()))

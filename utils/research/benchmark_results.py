@@ -141,13 +141,17 @@ class Results:
         }
         return dict(sorted(ranks.items(), key=lambda entry: entry[1].value))
 
+    def rows_json(self, behavior: str | None = None) -> list[dict[str, Any]]:
+        """Of one behavior or all."""
+        return [finite(asdict(row)) for row in self.rows if behavior in (None, row.behavior)]
+
     def to_json(self) -> dict[str, Any]:
         """What others may cite."""
         content = {
             "settings": self.request.describe(),
             "behaviors": list(self.request.behaviors),
             "methods": list(self.request.methods),
-            "rows": [asdict(row) for row in self.rows],
+            "rows": self.rows_json(),
             "ranks": {method: asdict(rank) for method, rank in self.ranks.items()},
             "transfer": [
                 {"behavior": behavior, "made_under": made, "tested_under": tested, "effect": asdict(effect)}

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from utils.errors import UserError
@@ -82,6 +82,17 @@ def normalize_command(
     return paths.command("normalize_vectors", *words, *kind.command_words, *(choice.name_words if choice else ()))
 
 
+def parts_command(
+    paths: DataPaths, behaviors: Sequence[str], layers: Iterable[int], choice: ModelChoice, kind: VectorKind
+) -> str:
+    """The command that takes vectors apart and writes the parts."""
+    words: list[object] = ["--behaviors", *behaviors]
+    if numbers := list(layers):
+        words += ["--layers", *numbers]
+    whole = replace(kind, part=None).command_words
+    return paths.command("research/decompose_vectors", *words, *whole, *choice.command_words)
+
+
 def layer_ranges(layers: Iterable[int]) -> str:
     """Layers in short, e.g. `0-3,7`."""
     runs: list[list[int]] = []
@@ -98,10 +109,13 @@ class VectorTable:
     """One model's steering vectors."""
 
     label: str
+    """The model's, with what tells this kind of vectors from others."""
     behaviors: tuple[str, ...]
     layers: tuple[int, ...]
     values: "NDArray[float64]"
     """[n_behaviors, n_layers, d_model]; NaN where there is no vector."""
+    note: str = ""
+    """Behind titles, where cosines are not the usual ones."""
 
     @property
     def d_model(self) -> int:
@@ -109,7 +123,12 @@ class VectorTable:
 
 
 def load_vector_table(
-    paths: DataPaths, label: str, layers_of: Mapping[str, Iterable[int]], *, normalized: bool
+    paths: DataPaths,
+    label: str,
+    layers_of: Mapping[str, Iterable[int]],
+    *,
+    normalized: bool,
+    kind: VectorKind = VectorKind(),
 ) -> VectorTable:
     """Load a model's vectors; behaviors and layers without any are left out.
 
@@ -118,6 +137,7 @@ def load_vector_table(
         label: The model's.
         layers_of: The layers to load, by behavior; the files must be there.
         normalized: Load those of normalized_vectors/ instead of vectors/.
+        kind: Of the vectors.
 
     Raises:
         UserError: If there are none, or they differ in width.
@@ -134,7 +154,7 @@ def load_vector_table(
     values: NDArray[float64] | None = None
     for row, behavior in enumerate(behaviors):
         for layer in wanted[behavior]:
-            path = paths.vector(behavior, layer, label, normalized=normalized)
+            path = paths.vector(behavior, layer, label, normalized=normalized, kind=kind)
             vector = load_vector(path).double().numpy()
             if values is None:
                 values = np.full((len(behaviors), len(layers), len(vector)), np.nan)
@@ -145,4 +165,4 @@ def load_vector_table(
                 )
             values[row, layers.index(layer)] = vector
     assert values is not None
-    return VectorTable(label, behaviors, layers, values)
+    return VectorTable(f"{label}{kind.suffix}", behaviors, layers, values)

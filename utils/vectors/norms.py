@@ -13,6 +13,7 @@ from utils.files.writing import write_json
 from utils.model import processes
 from utils.model.side_effects import residual_norms
 from utils.paths import REPOSITORY, DataPaths
+from utils.paths import neutral_prompts_path as neutral_prompts_path  # others take it from here
 
 if TYPE_CHECKING:
     from llama_wrapper import LlamaWrapper
@@ -54,12 +55,6 @@ def _read(path: Path) -> tuple[dict[str, str], list[float]] | None:
         return (content, [float(norm) for norm in norms])
     except (UserError, AttributeError, KeyError, TypeError, ValueError):
         return None
-
-
-def neutral_prompts_path(paths: DataPaths) -> Path:
-    """Of the root, or else the bundled ones."""
-    own = paths.neutral_prompts()
-    return own if own.exists() else DataPaths(REPOSITORY).neutral_prompts()
 
 
 def neutral_texts_path(paths: DataPaths) -> Path:

@@ -33,6 +33,13 @@ def paired_cosines(first: FloatArray, second: FloatArray) -> FloatArray:
     return np.clip(np.einsum("...d,...d->...", _units(first), _units(second)), -1.0, 1.0)
 
 
+def random_cosine(root: FloatArray, seed: int = 0, n: int = 2000) -> float:
+    """What 95% of the cosines of two random vectors are within, under the inner product <root x, root y>."""
+    rng = np.random.default_rng(seed)
+    first, second = (rng.standard_normal((n, root.shape[0])) @ root for _ in range(2))
+    return float(np.quantile(np.abs(paired_cosines(first, second)), 0.95))
+
+
 def _units(vectors: FloatArray) -> FloatArray:
     lengths = norms(vectors)[..., None]
     return np.divide(vectors, lengths, out=np.full_like(vectors, np.nan), where=lengths > 0)
