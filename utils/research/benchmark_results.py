@@ -260,7 +260,7 @@ def _change(sides: Sequence[Sequence[float]], seed: int) -> Estimate:
 
 def transfer_rows(units: Mapping[str, Mapping[str, Any]], seed: int) -> list[tuple[str, str, str, Estimate]]:
     """Behavior, system prompt of the making, of the test, and the effect."""
-    rows = []
+    rows: list[tuple[str, str, str, Estimate]] = []
     for behavior, unit in units.items():
         effects = np.array(unit["effects"], dtype=np.float64)
         for i, made in enumerate(PROMPTS):
