@@ -59,7 +59,9 @@ class PairTokens:
         return self.n_shared + 2 * (self.longest - self.n_shared)
 
 
-def encode_pair(chat_format: ChatFormat, pair: AnyPair, reading: Reading = "letter") -> PairTokens:
+def encode_pair(
+    chat_format: ChatFormat, pair: AnyPair, reading: Reading = "letter", system_prompt: str | None = None
+) -> PairTokens:
     """The tokens of a contrast pair.
 
     Args:
@@ -67,20 +69,25 @@ def encode_pair(chat_format: ChatFormat, pair: AnyPair, reading: Reading = "lett
         pair: In the form that the reading takes: lettered choices for `letter`, answers in words for `answer` and
             `last`, two prompts for `prompt` and `prompt_mean`.
         reading: Where it is read. An answer in words stands as the assistant's turn.
+        system_prompt: Before both halves; prompts may have one of their own.
 
     Raises:
         UserError: If the pair is of another form, or an answer has no token of its own.
     """
     match reading, pair:
         case "letter", ContrastPair():
-            prompt = chat_format.encode_choice(pair.question)
+            prompt = chat_format.encode_choice(pair.question, system_prompt)
             letters = (chat_format.letter_id(letter) for letter in (pair.matching_letter, pair.other_letter))
             return PairTokens(*(HalfTokens((*prompt.ids, letter), len(prompt)) for letter in letters))
         case "answer" | "last", TextPair():
-            answers = (encode_answer(chat_format, pair.question, answer) for answer in (pair.matching, pair.other))
+            texts = (pair.matching, pair.other)
+            answers = (encode_answer(chat_format, pair.question, answer, system_prompt) for answer in texts)
             return PairTokens(*(_half(answer, whole=reading == "answer") for answer in answers))
         case "prompt" | "prompt_mean", PromptPair():
-            asked = ((pair.matching, pair.matching_system), (pair.other, pair.other_system))
+            asked = (
+                (pair.matching, pair.matching_system or system_prompt),
+                (pair.other, pair.other_system or system_prompt),
+            )
             prompts = [chat_format.encode(prompt, None, system) for prompt, system in asked]
             halves = [HalfTokens(one.ids[: one.steer_start + 1], one.steer_start) for one in prompts]
             if reading == "prompt":

@@ -1,0 +1,261 @@
+"""Units of the steering benchmark: one method on one behavior, from making its vector to the test items.
+
+Layer and amount are chosen on validation items, with vectors of the other pairs; then the vector is made of all pairs,
+and the test items are read once. A unit is written when it is whole: an interrupted run goes on with the next one.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from utils.behaviors import list_behaviors
+from utils.data.records import ChoiceItem, TextPair, load_choice_items, load_open_ended_questions, load_text_pairs
+from utils.errors import UserError
+from utils.files.writing import write_json
+from utils.model import processes
+from utils.research.benchmark_choice import AmountChooser
+from utils.research.benchmark_material import Material, PairStore
+from utils.research.benchmark_measures import (
+    FloatArray,
+    FreeAnswers,
+    Subject,
+    free_answers,
+    kl_per_token,
+    log_odds,
+    preferences,
+    text_log_probabilities,
+)
+from utils.research.benchmark_methods import PLAIN, Framing, Method, NotRun, method_named
+from utils.research.benchmark_request import TRANSFER, finite
+from utils.research.benchmark_transfer import transfer
+
+if TYPE_CHECKING:
+    from llama_wrapper import LlamaWrapper
+    from utils.research.benchmark_request import BenchmarkRequest
+
+log = logging.getLogger(__name__)
+
+TRANSFERRED = "answer"
+Load = Callable[[Path], "LlamaWrapper"]
+LEVELS = (-1.0, -0.5, 0.0, 0.5, 1.0)
+"""Of the chosen amount."""
+ENDS = (-1.0, 0.0, 1.0)
+N_EXAMPLES = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Sides:
+    """A method ready to be measured."""
+
+    by_level: Mapping[float, Subject]
+    """From against the behavior (-1) over no steering (0) to for it (1)."""
+    facts: Mapping[str, Any]
+    """Of the unit: layer, amount and how they were found."""
+
+
+class Benchmark:
+    """A benchmark at work on one model."""
+
+    def __init__(self, model: "LlamaWrapper", request: "BenchmarkRequest", load: Load) -> None:
+        """
+        Args:
+            model: The request's.
+            request: What to run.
+            load: Loads the same model with fine-tuned weights.
+        """
+        self.model, self.request, self._load = model, request, load
+        self.plain = Subject(model)
+        self._store: PairStore | None = None
+        self._unsteered: dict[str, FreeAnswers] = {}
+
+    @cached_property
+    def chooser(self) -> AmountChooser:
+        return AmountChooser(self.model, self.request)
+
+    def run(self) -> None:
+        """Make every unit that waits."""
+        waiting = processes.from_main(self.request.waiting)
+        for number, (behavior, name) in enumerate(waiting, 1):
+            log.info("%d of %d: %s on %s", number, len(waiting), name, behavior)
+            unit = self.unit(behavior, name)
+            if processes.is_main():
+                write_json(self.request.unit_path(behavior, name), finite(unit))
+
+    def unit(self, behavior: str, name: str) -> dict[str, Any]:
+        """One method on one behavior."""
+        method = method_named(TRANSFERRED if name == TRANSFER else name)
+        about: dict[str, Any] = {"behavior": behavior, "method": name, "what": method.what, "kind": method.kind}
+        made = {
+            **self.model.provenance(),
+            "command": self.request.command,
+            **self.request.dataset_facts(behavior),
+        }
+        about |= {"settings": self.request.describe(), "made": made}
+        try:
+            store = self._store_of(behavior)
+            if name == TRANSFER:
+                answer = self.request.kept(behavior, TRANSFERRED)
+                return {**about, **transfer(store, self.chooser, answer or {}, self._test_items(behavior))}
+            if method.kind == "control":
+                return {**about, **self._control(method, store)}
+            sides = self._sides(method, store)
+            return {**about, **sides.facts, **self._measured(store, sides.by_level)}
+        except NotRun as err:
+            return {**about, "not_run": str(err), "provide": err.command}
+        except UserError as err:
+            return {**about, "not_run": str(err), "provide": ""}
+
+    def _store_of(self, behavior: str) -> PairStore:
+        if self._store is None or self._store.behavior != behavior:  # behaviors come one after the other
+            self._store = PairStore(self.request, self.model, behavior)
+        return self._store
+
+    # --- methods ---
+
+    def _sides(self, method: Method, store: PairStore) -> Sides:
+        everything = Material(store, range(len(store.texts)))
+        started = time.perf_counter()
+        if method.kind == "vector":
+            return self._chosen(method, store)
+        made: Any = method.make(everything)
+        seconds = {"make": time.perf_counter() - started}
+        if method.kind == "weights":
+            pos, neg = (Subject(self._load(path)) for path in made)
+        else:
+            pos, neg = (self._framed(framing) for framing in made)
+        return Sides({-1.0: neg, 0.0: self.plain, 1.0: pos}, {"seconds": seconds})
+
+    def _framed(self, framing: Framing) -> Subject:
+        return self.plain if framing == PLAIN else Subject(self.model, framing=framing)
+
+    def _chosen(self, method: Method, store: PairStore) -> Sides:
+        started = time.perf_counter()
+        vectors: Any = method.make(Material(store, store.training))
+        made = time.perf_counter()
+        validation = [store.texts[i] for i in store.validation][: self.request.sizes.validation]
+        steering = self.chooser.steering_of(vectors, method.operator)
+        choice = self.chooser.choose(steering, sorted(vectors), method.operator, validation)
+        chosen = time.perf_counter()
+        whole: Any = method.make(Material(store, range(len(store.texts))))
+        steering = self.chooser.steering_of(whole, method.operator)
+        amount = choice.sign * choice.amount
+        subjects = {level: Subject(self.model, steering(choice.layer, level * amount)) for level in LEVELS if level}
+        facts = {
+            "operator": method.operator,
+            **choice.to_json(),
+            "multiplier": steering(choice.layer, amount).multiplier,
+            "vector_norm": float(whole[choice.layer].double().norm()),
+            "seconds": {"make": made - started, "choose": chosen - made},
+        }
+        return Sides({0.0: self.plain, **subjects}, facts)
+
+    def _control(self, method: Method, store: PairStore) -> dict[str, Any]:
+        """Several draws at the middle layer, each at the strength that spends the budget."""
+        layer = self.request.layers[len(self.request.layers) // 2]
+        material = Material(store, range(len(store.texts)))
+        drawn: list[Mapping[int, Tensor]] = [method.make(material, draw) for draw in range(self.request.sizes.draws)]  # type: ignore[misc]
+        subjects, amounts = [], []
+        for vectors in drawn:
+            steering = self.chooser.steering_of(vectors, method.operator)
+            [solved] = self.chooser.solve(steering, [layer], method.operator)
+            amounts.append(solved.amount)
+            subjects += [Subject(self.model, steering(layer, sign * solved.amount)) for sign in (1, -1)]
+        found = preferences(subjects, self._test_items(store.behavior), self.request.batch_size)
+        first = {1.0: subjects[0], 0.0: self.plain, -1.0: subjects[1]}
+        facts = {"operator": method.operator, "layer": layer, "amount": float(np.mean(amounts)), "amounts": amounts}
+        return {**facts, **self._measured(store, first), "draws": (found[0::2] - found[1::2]).tolist()}
+
+    # --- measuring ---
+
+    def _measured(self, store: PairStore, by_level: Mapping[float, Subject]) -> dict[str, Any]:
+        """Every column, of the subjects at -1, 0 and 1; the preference at all levels."""
+        started = time.perf_counter()
+        behavior, sizes, paths = store.behavior, self.request.sizes, self.request.paths
+        levels = sorted(by_level)
+        ends = [by_level[level] for level in ENDS]
+
+        def of_each(measure: Callable[[Sequence[Subject]], Sequence[Any]], subjects: Sequence[Subject]) -> list[Any]:
+            """One entry a subject; one that stands there several times is measured once."""
+            unique = list(dict.fromkeys(subjects))
+            found = dict(zip(unique, measure(unique), strict=True))
+            return [found[subject] for subject in subjects]
+
+        items = self._test_items(behavior)
+        free = of_each(lambda some: [self._free(store, subject) for subject in some], ends)
+        lettered = self._lettered(behavior)
+        found = {
+            "levels": levels,
+            "preference": of_each(lambda some: self._preferences(some, items), [by_level[one] for one in levels]),
+            "log_odds": of_each(lambda some: log_odds(some, lettered, both_orders=True).tolist(), ends)
+            if lettered
+            else None,
+            "kl": of_each(self._kl, ends),
+            "texts": of_each(lambda some: text_log_probabilities(some, paths, sizes.texts).tolist(), ends),
+            "free_metric": [one.metric for one in free] if store.known.metric else None,
+            "distinct_2": [one.distinct_2 for one in free],
+            "examples": [one.texts[:N_EXAMPLES] for one in free],
+            "tokens_per_second": [one.tokens_per_second for one in free],
+            "mmlu": of_each(partial(self._knowledge, "mmlu"), ends),
+            "truthful_qa": of_each(partial(self._knowledge, "truthful_qa"), ends),
+            "others": self._others(behavior, ends),
+        }
+        return {**found, "seconds_to_test": time.perf_counter() - started}
+
+    def _preferences(self, subjects: Sequence[Subject], items: Sequence[TextPair]) -> list[list[float]]:
+        return preferences(subjects, items, self.request.batch_size).tolist()
+
+    def _test_items(self, behavior: str) -> list[TextPair]:
+        items = load_text_pairs(self.request.paths.test_dataset(behavior, "answer_text"))
+        return items[: self.request.sizes.items]
+
+    def _lettered(self, behavior: str) -> list[ChoiceItem]:
+        """The test items as lettered questions; empty where they have no letters."""
+        path = self.request.paths.test_dataset(behavior, "ab")
+        return load_choice_items(path, "ab")[: self.request.sizes.lettered] if path.exists() else []
+
+    def _kl(self, subjects: Sequence[Subject]) -> list[dict[str, float]]:
+        questions, answers = self.chooser.reported
+        found = []
+        for subject in subjects:
+            if subject.is_plain(self.model):
+                found.append({"mean": 0.0, "p95": 0.0})
+                continue
+            kl = kl_per_token(self.model, subject, questions, answers).double()
+            found.append({"mean": float(kl.mean()), "p95": float(kl.quantile(0.95))})
+        return found
+
+    def _free(self, store: PairStore, subject: Subject) -> FreeAnswers:
+        """Those of the model as it is are the same for every method."""
+        if subject.is_plain(self.model) and store.behavior in self._unsteered:
+            return self._unsteered[store.behavior]
+        questions = load_open_ended_questions(self.request.paths.test_dataset(store.behavior, "open_ended"))
+        sizes = self.request.sizes
+        answers = free_answers(subject, questions[: sizes.free], sizes.free_tokens, store.known.metric)
+        if subject.is_plain(self.model):
+            self._unsteered[store.behavior] = answers
+        return answers
+
+    def _knowledge(self, kind: Any, subjects: Sequence[Subject]) -> list[list[float]]:
+        """p(correct) of each question, [n_subjects, n_items]."""
+        path = self.request.paths.test_dataset("", kind)
+        items = load_choice_items(path, kind)[: self.request.sizes.knowledge]
+        found: FloatArray = 1 / (1 + np.exp(-log_odds(subjects, items)))
+        return found.tolist()
+
+    def _others(self, behavior: str, ends: Sequence[Subject]) -> dict[str, list[float]]:
+        """The change of every other behavior's preference, for minus against, of each item."""
+        n, paths = self.request.sizes.others, self.request.paths
+        found = {}
+        for other in list_behaviors(paths):
+            path = paths.test_dataset(other, "answer_text")
+            if other != behavior and n and path.exists() and ends[0] is not ends[2]:
+                both = preferences([ends[0], ends[2]], load_text_pairs(path)[:n], self.request.batch_size)
+                found[other] = (both[1] - both[0]).tolist()
+        return found
