@@ -20,7 +20,7 @@ Writes:  analysis/<behavior>/cosine_between_layers_<model>
          analysis/<behavior>/tokens_layer=<layer>_<model>_<prompt>  with --prompt: .html, .txt
 Example: ./analyze_vectors.py
          ./analyze_vectors.py --model_size 135m --layers 10 15 20
-         ./analyze_vectors.py --model_size 135m --cluster --layers 14
+         ./analyze_vectors.py --model_size 135m --cluster --read answer --layers 14
          ./analyze_vectors.py --model_size 135m --decode --read answer --layers 16
          ./analyze_vectors.py --model_size 135m --stability --read answer --layers 16
          ./analyze_vectors.py --model_size 135m --inner_product causal
@@ -74,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_layers(parser, default="those that are there")
     add_vector_kind(parser)
     add_model_filter(parser)
+    add_clusters(parser)
     parser.add_argument(
         "--stability",
         action="store_true",
@@ -87,7 +88,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="under which every cosine is taken; causal: of directions that the vocabulary tells apart (Park et al. "
         "2024), which loads the model (default: euclidean)",
     )
-    add_clusters(parser)
     inside = parser.add_argument_group(
         "looking inside the model", "These load one model (--model_size or --model) and make only what they name."
     )
@@ -150,6 +150,8 @@ def draw_clusters(args: argparse.Namespace) -> int:
 
     if args.decode or args.prompt is not None:
         raise UserError("--cluster needs no model: leave out --decode and --prompt")
+    if args.stability or args.inner_product != "euclidean":
+        raise UserError("--cluster stands alone: leave out --stability and --inner_product")
     if missing := [folder for folder in args.saes if not is_sae_folder(folder)]:
         raise UserError(f"--saes {missing[0]}: no SAE is there (cfg.json, sae_weights.safetensors); run: train_sae.py")
     counts = plot_clusters(vectors_request(args), args.saes)

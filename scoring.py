@@ -27,12 +27,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.cli import values as flag_values
 from utils.cli.flags import add_behaviors, add_device, add_layers, add_multipliers, data_paths, make_parser
+from utils.cli.judge_flags import OPENAI_URL, add_judge
 from utils.cli.run import EXIT_DONE, EXIT_FAILED, exit_with, run_main
 from utils.errors import UserError
 from utils.judge.access import check_base_url
-from utils.judge.cost import DEFAULT_JUDGE, Price, price_of
+from utils.judge.cost import Price, price_of
 from utils.judge.requests import JudgeRequest, WantedAnswers
 from utils.judge.run import estimate, plan_all, score_all
 from utils.model.checkpoints import MODEL_SIZES
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-OPENAI_URL = "https://api.openai.com/v1"
 JUDGE_FLAGS = (
     *("judge_model", "base_url", "concurrency", "timeout", "max_retries", "price", "max_cost"),
     *("retry_unscored", "scores_dir", "dry_run", "agreement"),
@@ -98,49 +97,6 @@ def add_metrics(parser: argparse.ArgumentParser) -> None:
         "--no_perplexity", action="store_true", help="with --metrics: leave perplexity out, so that no model is loaded"
     )
     add_device(metrics)
-
-
-def add_judge(parser: argparse.ArgumentParser) -> None:
-    """Flags that name the judge and say how it is asked."""
-    judge = parser.add_argument_group("judge")
-    judge.add_argument(
-        "--judge_model", default=DEFAULT_JUDGE, metavar="NAME", help=f"model that judges (default: {DEFAULT_JUDGE})"
-    )
-    judge.add_argument(
-        "--base_url",
-        metavar="URL",
-        help=f"an OpenAI-compatible server; on loopback no key is needed (default: OPENAI_BASE_URL or {OPENAI_URL})",
-    )
-    judge.add_argument(
-        "--concurrency", type=flag_values.positive_int, default=10, metavar="N", help="requests at a time (default: 10)"
-    )
-    judge.add_argument(
-        "--timeout",
-        type=flag_values.positive_float,
-        default=60.0,
-        metavar="S",
-        help="seconds for one request (default: 60)",
-    )
-    judge.add_argument(
-        "--max_retries",
-        type=flag_values.count,
-        default=6,
-        metavar="N",
-        help="repeats of a request after a 429, a 5xx, a time-out or a cut connection, with back-off (default: 6)",
-    )
-    judge.add_argument(
-        "--price",
-        nargs=2,
-        type=flag_values.non_negative_float,
-        metavar=("IN", "OUT"),
-        help="US dollars per million tokens in and out (default: the list price of models that are known)",
-    )
-    judge.add_argument(
-        "--max_cost",
-        type=flag_values.non_negative_float,
-        metavar="USD",
-        help="stop before this run costs more, by the tokens that the server reports (default: no limit)",
-    )
 
 
 def run(args: argparse.Namespace) -> int:

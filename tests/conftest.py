@@ -40,6 +40,17 @@ def _no_log_handler_outlives_its_test() -> Iterator[None]:
     root.setLevel(logging.WARNING)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _pdf_fonts_are_written_fast(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Cutting TrueType fonts to size is a third of a figure's time. In test_style.py they are as they are."""
+    from utils.figures import style
+
+    with pytest.MonkeyPatch.context() as patched:
+        if request.module.__name__ != "tests.figures.test_style":
+            patched.setitem(style._STYLE, "pdf.fonttype", 3)
+        yield
+
+
 @pytest.fixture
 def seven_b_is_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """`7b` names the tiny model that tests carry; it has no base model beside it."""
@@ -65,12 +76,22 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pipeline_root(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
-    """The root of one run of every script; see tests/pipeline.py. To be read only."""
+    """The root of one run of every script; see tests/pipeline.py. To be read only; shared by all workers."""
+    from filelock import FileLock
+
     from tests.pipeline import run
 
-    folder = tmp_path_factory.mktemp("pipeline")
-    shutil.copytree(tiny_checkpoint, folder / TINY_LABEL)
-    return run(folder, PYTHONHASHSEED="0")
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder = shared / "pipeline"
+    with FileLock(shared / "pipeline.lock"):
+        if not (folder / "codes.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            shutil.copytree(tiny_checkpoint, folder / TINY_LABEL)
+            run(folder, PYTHONHASHSEED="0")
+    return folder / "root"
 
 
 @pytest.fixture

@@ -52,13 +52,14 @@ class Response:
     """Seconds between two bytes of the body."""
     finish_reason: str = "stop"
     usage: tuple[int, int] | None = (100, 2)
+    logprobs: dict[str, Any] | None = None
 
     def body(self) -> bytes:
         if self.raw is not None:
             return self.raw.encode()
         if self.status != 200:
             return json.dumps({"error": self.error or {"message": f"fault {self.status}"}}).encode()
-        completion = {
+        completion: dict[str, Any] = {
             "id": "x",
             "object": "chat.completion",
             "created": 0,
@@ -71,6 +72,8 @@ class Response:
                 }
             ],
         }
+        if self.logprobs:
+            completion["choices"][0]["logprobs"] = self.logprobs
         if self.usage:
             completion["usage"] = {
                 "prompt_tokens": self.usage[0],
@@ -152,9 +155,11 @@ class _QuietServer(ThreadingHTTPServer):
 
 
 def said(body: dict[str, Any]) -> Pair:
-    """Question and answer of a request."""
+    """Question and answer of a request; of one without them, all that it says."""
     message = body["messages"][-1]["content"]
     parts = re.findall(r"^<((?:question|answer)(?:-\d+)?)>\n(.*?)\n</\1>$", message, re.DOTALL | re.MULTILINE)
+    if len(parts) != 2:
+        return message, ""
     (_, question), (_, answer) = parts
     return question, answer
 

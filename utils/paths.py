@@ -35,8 +35,8 @@ class VectorFile:
 
 
 _VECTOR_NAME = re.compile(
-    r"vec_layer_(\d+)_(.+?)(?:_read=(letter|answer|last|prompt))?(?:_method=([a-z0-9_]+?))?(?:_from=(answers))?"
-    r"(?:_part=([a-z][a-z0-9-]*))?\.pt"
+    r"vec_layer_(\d+)_(.+?)(?:_read=(letter|answer|last|prompt_mean|prompt))?(?:_method=([a-z0-9_]+?))?"
+    r"(?:_from=(answers))?(?:_part=([a-z][a-z0-9-]*))?\.pt"
 )
 
 
@@ -100,6 +100,14 @@ class DataPaths:
     def generate_prompts(self, behavior: str) -> Path:
         """The pairs of prompts."""
         return self.generate_dataset(behavior).with_name("generate_prompts.json")
+
+    def written(self, behavior: str) -> Path:
+        """What `create_behavior.py` wrote for a behavior beside its file: system prompts and questions."""
+        return self.raw_dataset(behavior).with_name("written.json")
+
+    def own_answers(self, behavior: str, model_label: str) -> Path:
+        """A model's own answers under a behavior's system prompts."""
+        return self.results_dir / behavior / f"own_answers_{model_label}.json"
 
     def neutral_prompts(self) -> Path:
         """Prompts that ask for no behavior: what side effects are measured on."""
@@ -186,6 +194,10 @@ class DataPaths:
 
     def scores(self, settings: SteeringSettings) -> Path:
         return self.scores_dir / settings.behavior / settings.result_name
+
+    def grades(self, answers: Path) -> Path:
+        """The judge's grades from 0 to 100 of a file of answers."""
+        return self.results_dir / "graded" / answers.parent.name / answers.name
 
     def metrics(self, settings: SteeringSettings) -> Path:
         return self.metrics_dir / settings.behavior / settings.result_name

@@ -21,9 +21,9 @@ RESULT_TYPES: tuple[ResultType, ...] = get_args(ResultType)
 Side = Literal["pos", "neg"]
 """For (pos) or against (neg) the behavior."""
 StartPosition = Literal["end_of_prompt", "all"]
-Reading = Literal["letter", "answer", "last", "prompt"]
-"""Where activations are read: at the answer's letter, over all tokens of its text, at its last token, or at the last
-token of the prompt."""
+Reading = Literal["letter", "answer", "last", "prompt", "prompt_mean"]
+"""Where activations are read: at the answer's letter, over all tokens of its text, at its last token, at the last
+token of the prompt, or over the prompt's tokens from where both prompts part."""
 Origin = Literal["pairs", "answers"]
 """Whose answers a vector is made from: those of the contrast pairs, or the model's own under two system prompts."""
 ADDING_OPERATORS = ("add", "add_keep_norm", "clamp")

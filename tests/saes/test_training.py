@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +14,6 @@ from torch import Tensor
 from llama_wrapper import LlamaWrapper
 from tests.saes.conftest import write_documents
 from utils.errors import UserError
-from utils.paths import REPOSITORY
 from utils.saes import training
 from utils.saes.codes import batch_topk_pattern, decoded, topk_pattern, values_at
 from utils.saes.dictionary import SAE, activate
@@ -351,24 +347,3 @@ def test_fine_tuned_weights_are_in_the_name(train: Train, tmp_path: Path, tiny_c
 def test_settings_facts_leave_out_what_an_architecture_does_not_use() -> None:
     assert "l1" not in TrainSettings().facts()
     assert "k" not in replace(TrainSettings(), architecture="standard").facts()
-
-
-@pytest.mark.slow
-def test_two_processes_share_the_activation_pass_and_train_what_one_trains(
-    tmp_path: Path, tiny_checkpoint: Path, text_file: Path
-) -> None:
-    """As `accelerate launch` and `torchrun` start them; the passes are an odd number, so that they do not divide."""
-    found = []
-    for number, launcher in enumerate(([], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"])):
-        root = tmp_path / str(number)
-        root.mkdir()
-        command = ["--root", root, "--model", tiny_checkpoint, "--layer", 1, "--data", text_file, "--tokens", 600]
-        command += ["--context", 16, "--batch", 64, "--epochs", 2, "--d_sae", 48, "--k", 4, "--buffer", 300]
-        command += ["--batch_size", 4, "--device", "cpu"]
-        script = [sys.executable, *launcher, REPOSITORY / "saes" / "train_sae.py", *command]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(list(map(str, script)), env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        found.append(weights_of(root / "saes_trained" / NAME))
-        assert done.stderr.count("metrics.json") == 1
-    assert found[0] == found[1]

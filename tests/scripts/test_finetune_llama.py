@@ -4,8 +4,6 @@ import json
 import math
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -551,34 +549,3 @@ def test_held_out_metrics_use_each_item_s_own_letters(parity_root: Path) -> None
     assert metrics["p_matching"] == pytest.approx((sigmoid(2) + sigmoid(-1) + 0.5) / 3)
     assert metrics["accuracy"] == pytest.approx(1 / 3)
     assert metrics["answer_loss"] == pytest.approx((4 + 3 + 3) / 3)
-
-
-# --- several processes -----------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_weights_of_one(parity_root: Path) -> None:
-    flags = ["--behavior", "refusal", "--direction", "pos", "--model", str(carried_path(CHAT)), "--device", "cpu"]
-    flags += ["--optimizer", "sgd", "--lr", "1e-1"]
-    alone, together = parity_root, parity_root.with_name("together")
-    shutil.copytree(parity_root / "datasets", together / "datasets")
-    assert main(["--root", str(alone), *flags, "--batch_size", "6"]) == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = [str(Path(__file__).resolve().parents[2] / "finetune_llama.py"), "--root", str(together)]
-    done = subprocess.run(
-        [*launch, *script, *flags, "--batch_size", "3"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("wrote 1, skipped 0, failed 0") == 1
-    one, two = saved_weights(alone), saved_weights(together)
-    assert max((one[key] - two[key]).abs().max().item() for key in one) < 1e-6
-    losses = [[float(row["loss"]) for row in log_rows(root)[1:]] for root in (alone, together)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    for measure in ("accuracy", "p_matching", "loss"):
-        ends = [[float(log_rows(root)[at][f"held_out_{measure}"]) for at in (0, -1)] for root in (alone, together)]
-        assert ends[0] == pytest.approx(ends[1], rel=1e-5)

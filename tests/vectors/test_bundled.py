@@ -1,5 +1,6 @@
 """The vectors that come with the repository are what its scripts make of its data."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from utils.paths import REPOSITORY, DataPaths
 
 N_LAYERS = 30
 BUNDLED = DataPaths(REPOSITORY)
+REGENERATED = range(N_LAYERS) if "CAA_KILLS" in os.environ else range(0, 12)
+"""Nothing above them runs: a third of the time, with layers of which the later ones are made."""
 
 
 @pytest.mark.embedded
@@ -24,8 +27,9 @@ def test_the_bundled_vectors_regenerate_from_the_bundled_data(tmp_path: Path, be
     dataset = DataPaths(tmp_path).generate_dataset(behavior)
     dataset.parent.mkdir(parents=True)
     shutil.copy(BUNDLED.generate_dataset(behavior), dataset)
-    assert generate_vectors.main(["--root", str(tmp_path), "--behaviors", behavior, "--model_size", "135m"]) == 0
-    for layer in range(N_LAYERS):
+    flags = ["--root", str(tmp_path), "--behaviors", behavior, "--model_size", "135m", "--layers"]
+    assert generate_vectors.main([*flags, *map(str, REGENERATED)]) == 0
+    for layer in REGENERATED:
         made = load_vector(DataPaths(tmp_path).vector(behavior, layer, EMBEDDED_LABEL, normalized=False))
         kept = load_vector(BUNDLED.vector(behavior, layer, EMBEDDED_LABEL, normalized=False))
         torch.testing.assert_close(made, kept, rtol=0, atol=1e-4)

@@ -1,1 +1,1 @@
-"""From a sentence to a behavior: instructions, questions, answers and a vector."""
+"""From a sentence to a steering vector: what is written, answered, read, chosen and shown."""

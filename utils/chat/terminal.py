@@ -1,27 +1,26 @@
 """The chat on a terminal: one line a message, commands that begin with a slash, answers as they come."""
 
-import json
 import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from utils.behaviors import load_behavior
 from utils.chat.columns import SideBySide
 from utils.chat.commands import Knobs, reproduce
 from utils.chat.measures import Measured, measure
 from utils.chat.replies import End, ReplySettings, Token, reply
 from utils.chat.shelf import Ask, Shelf
+from utils.chat.turning import TURNS, number
 from utils.errors import UserError
 from utils.files.redaction import printable
 from utils.files.writing import write_json
 from utils.model.chat_format import Message
 from utils.model.steering import Steering
-from utils.settings import known_operator
 
 if TYPE_CHECKING:
     from llama_wrapper import LlamaWrapper
@@ -71,20 +70,12 @@ class Terminal:
         self.history: list[Message] = []
         self.last: Answered | None = None
         self._commands: dict[str, Callable[[str], None]] = {
-            "multiplier": lambda text: self._turn_ask(multiplier=_number(text, float)),
-            "layer": lambda text: self._turn_ask(layer=_number(text, int)),
-            "behavior": self._behavior,
-            "vector": self._vector,
-            "operator": lambda text: self._turn_ask(operator=known_operator(text)),
+            **{name: partial(self._turn, name) for name in TURNS},
             "compare": self._compare,
             "strip": lambda _: self._compare(" ".join(map(str, STRIP))),
-            "again": lambda _: self._again(),
-            "system": self._system,
-            "temperature": self._temperature,
-            "seed": lambda text: self._set(seed=_number(text, int, at_least=0)),
-            "max": lambda text: self._set(max_new_tokens=_number(text, int, at_least=1)),
+            "again": lambda _: self._answer(self._last_asked()),
             "save": self._save,
-            "command": lambda _: self._command(),
+            "command": lambda _: self._say(self._command()),
             "new": lambda _: self._new(),
             "settings": lambda _: self._say(self.describe()),
             "help": lambda _: self._say(HELP),
@@ -165,16 +156,13 @@ class Terminal:
         self.history = [*history, Message("assistant", text.strip())]
         self.last = Answered(tuple(history), self.knobs)
 
-    def _again(self) -> None:
-        self._answer(self._last_asked())
-
     def _compare(self, text: str) -> None:
         """The last message, or the one to come, in several columns; the conversation stays as it is."""
         history = self._last_asked()
         if not self.knobs.asks:
             raise UserError("there is nothing to compare with: /behavior ID or /vector FILE names a vector")
         first, *others = self.knobs.asks
-        multipliers = [_number(word, float) for word in text.split()] or [0.0, first.multiplier]
+        multipliers = [number(word, float) for word in text.split()] or [0.0, first.multiplier]
         columns = [self._steerings([replace(first, multiplier=one), *others] if one else []) for one in multipliers]
         titles = [f"{first.source} x {one:g}" if one else "unsteered" for one in multipliers]
         page = SideBySide(titles, shutil.get_terminal_size().columns - 1)
@@ -213,55 +201,17 @@ class Terminal:
 
     # --- commands ---
 
-    def _set(self, **changes: Any) -> None:
-        self.knobs = replace(self.knobs, **changes)
+    def _turn(self, name: str, text: str) -> None:
+        if name == "behavior" and not text:
+            self._list_behaviors()
+            return
+        self.knobs = TURNS[name](self.shelf, self.knobs, text)
         self._say(self.describe())
 
-    def _turn_ask(self, layer: int | None = None, multiplier: float | None = None, operator: str | None = None) -> None:
-        if not self.knobs.asks:
-            raise UserError("nothing is steered: /behavior ID or /vector FILE names a vector")
-        first, *others = self.knobs.asks
-        ask = self.shelf.ask(
-            first.source,
-            first.layer if layer is None else layer,
-            first.multiplier if multiplier is None else multiplier,
-            operator or first.operator,
-        )
-        self.shelf.steering(ask)
-        self._set(asks=(ask, *others))
-
-    def _behavior(self, text: str) -> None:
-        if text:
-            self._set(asks=(self._readable(self.shelf.ask(text)),))
-            return
+    def _list_behaviors(self) -> None:
         for entry in self.shelf.entries():
             chosen = f"; chosen: layer {entry.chosen.layer}" if entry.chosen else ""
             self._say(f"{entry.behavior}: {entry.meaning}{chosen}")
-
-    def _vector(self, text: str) -> None:
-        if text in ("off", ""):
-            self._set(asks=())
-            return
-        if not text.endswith(".pt"):
-            raise UserError(f"{text} is not a vector file (.pt); /behavior {text} takes a behavior's")
-        layer = self.knobs.asks[0].layer if self.knobs.asks else None
-        self._set(asks=(self._readable(self.shelf.ask(text, layer)),))
-
-    def _readable(self, ask: Ask) -> Ask:
-        self.shelf.steering(ask)
-        return ask
-
-    def _system(self, text: str) -> None:
-        if text in ("pos", "neg"):
-            if not self.knobs.asks or self.knobs.asks[0].is_file:
-                raise UserError(f"/system {text} is a behavior's own prompt: name one with /behavior ID")
-            behavior = load_behavior(self.shelf.paths, self.knobs.asks[0].source)
-            self._set(system_prompt=behavior.system_prompt("pos" if text == "pos" else "neg"))
-            return
-        self._set(system_prompt=None if text in ("off", "") else text)
-
-    def _temperature(self, text: str) -> None:
-        self._set(temperature=_number(text, float, at_least=0))
 
     def _save(self, text: str) -> None:
         if not text:
@@ -274,16 +224,16 @@ class Terminal:
             {
                 "settings": asdict(self.knobs),
                 "conversation": [asdict(message) for message in self.history],
-                "command": reproduce(self.shelf, self.last.history, self.last.knobs) if self.last else None,
+                "command": self._command() if self.last else None,
                 "made": self.model.provenance(),
             },
         )
         self._say(f"wrote {path}")
 
-    def _command(self) -> None:
+    def _command(self) -> str:
         if self.last is None:
             raise UserError("there is no answer yet")
-        self._say(reproduce(self.shelf, self.last.history, self.last.knobs))
+        return reproduce(self.shelf, self.last.history, self.last.knobs)
 
     def _new(self) -> None:
         self.history, self.last = [], None
@@ -313,17 +263,6 @@ def describe_measured(measured: Measured) -> str:
     if measured.faults:
         parts.append(f"falls apart ({', '.join(measured.faults)})")
     return ", ".join(parts)
-
-
-def _number(text: str, kind: Callable[[str], Any], at_least: float | None = None) -> Any:
-    try:
-        value = kind(text)
-        json.dumps(value, allow_nan=False)
-    except ValueError as err:
-        raise UserError(f"{text!r} is not a number") from err
-    if at_least is not None and value < at_least:
-        raise UserError(f"{text} is less than {at_least:g}")
-    return value
 
 
 @contextmanager

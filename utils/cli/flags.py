@@ -172,8 +172,9 @@ def add_vector_kind(parser: argparse.ArgumentParser, default: str | None = None)
         "--read",
         choices=get_args(Reading),
         default=None if default else VectorKind.reading,
-        help="where vectors are read: at the answer's letter, over all tokens of its text, at its last token, or at "
-        f"the last token of the prompt (default: {default or 'letter, as published'})",
+        help="where vectors are read: at the answer's letter, over all tokens of its text, at its last token, at the "
+        "last token of the prompt, or over the prompt from where both prompts of a pair part (default: "
+        f"{default or 'letter, as published'})",
     )
     parser.add_argument(
         "--method",

@@ -19,6 +19,7 @@ from utils.settings import ResultType
 
 ANSWER_KEYS = MATCHING_KEY, OTHER_KEY = "answer_matching_behavior", "answer_not_matching_behavior"
 PROMPT_KEYS = "prompt_matching_behavior", "prompt_not_matching_behavior"
+SYSTEM_KEYS = "system_matching_behavior", "system_not_matching_behavior"
 _ANSWER = re.compile(r"\(([A-Z])\)")
 _NEEDS_LETTERS = "an A/B set is needed here: questions with choices, and answers such as '(A)'"
 
@@ -47,6 +48,9 @@ class PromptPair:
 
     matching: str
     other: str
+    matching_system: str | None = None
+    """System prompt before the one."""
+    other_system: str | None = None
 
 
 Pair = ContrastPair | TextPair
@@ -145,15 +149,18 @@ def load_text_pairs(path: Path, hint: str = "") -> list[TextPair]:
 def load_prompt_pairs(path: Path, hint: str = "") -> list[PromptPair]:
     """Load pairs of prompts, `{prompt_matching_behavior, prompt_not_matching_behavior}` each.
 
+    A record may have system prompts too: `{system_matching_behavior, system_not_matching_behavior}`.
+
     Raises:
         UserError: If the file is missing, a record is not such a pair, or its two prompts are the same.
     """
     pairs = []
     for index, record in enumerate(load_records(path, hint)):
         matching, other = (record_text(record, key, path, index) for key in PROMPT_KEYS)
-        if matching.strip() == other.strip():
+        systems = [record_text(record, key, path, index) if key in record else None for key in SYSTEM_KEYS]
+        if matching.strip() == other.strip() and systems[0] == systems[1]:
             raise UserError(f"{path}, item {index}: {PROMPT_KEYS[0]!r} and {PROMPT_KEYS[1]!r} are the same")
-        pairs.append(PromptPair(matching, other))
+        pairs.append(PromptPair(matching, other, *systems))
     return pairs
 
 

@@ -169,21 +169,28 @@ class Chooser:
 
     def _effects(self, items: Sequence[TextPair], steerings: Sequence[Steering], what: str) -> "Effects":
         """What each steering and its opposite change on some items."""
-        encode = self.model.chat_format
-        pairs = [
-            AnswerPair(
-                encode_answer(encode, item.question, item.matching), encode_answer(encode, item.question, item.other)
-            )
-            for item in items
-        ]
-        signed = [replace(one, multiplier=sign * one.multiplier) for one in steerings for sign in (1, -1)]
-        preference = np.empty((1 + len(signed), len(items)))
-        with progress(total=len(items), desc=what) as bar:
-            for index, scores in self.model.score_answers(pairs, [None, *signed], self.request.batch_size):
-                preference[:, index] = (scores[:, 0] - scores[:, 1]).numpy()
-                bar.update()
-        change = preference[1:] - preference[0]
-        return Effects(change[0::2], change[1::2])
+        return answer_effects(self.model, items, steerings, self.request.batch_size, what)
+
+
+def answer_effects(
+    model: "LlamaWrapper", items: Sequence[TextPair], steerings: Sequence[Steering], batch_size: int | None, what: str
+) -> "Effects":
+    """What each steering and its opposite change of the preference for the matching answers; `what` is for progress."""
+    encode = model.chat_format
+    pairs = [
+        AnswerPair(
+            encode_answer(encode, item.question, item.matching), encode_answer(encode, item.question, item.other)
+        )
+        for item in items
+    ]
+    signed = [replace(one, multiplier=sign * one.multiplier) for one in steerings for sign in (1, -1)]
+    preference = np.empty((1 + len(signed), len(items)))
+    with progress(total=len(items), desc=what) as bar:
+        for index, scores in model.score_answers(pairs, [None, *signed], batch_size):
+            preference[:, index] = (scores[:, 0] - scores[:, 1]).numpy()
+            bar.update()
+    change = preference[1:] - preference[0]
+    return Effects(change[0::2], change[1::2])
 
 
 @dataclass(frozen=True)
@@ -240,8 +247,10 @@ def load_both_forms(paths: DataPaths, behavior: str, kind: VectorKind) -> tuple[
     Raises:
         UserError: If it is missing, broken, or has no texts (pairs of prompts).
     """
-    if kind.reading == "prompt":
-        raise UserError("--read prompt: pairs of prompts have no answers to choose by; choose with --read answer")
+    if kind.reading in ("prompt", "prompt_mean"):
+        raise UserError(
+            f"--read {kind.reading}: pairs of prompts have no answers to choose by; choose with --read answer"
+        )
     dataset = load_pairs_for(paths, behavior, kind.reading)
     return dataset.pairs, load_text_pairs(dataset.path)
 

@@ -10,7 +10,7 @@ import logging
 import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import httpx2
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 _REFUSAL = re.compile(
     r"unsupported|not support|unrecogni[sz]ed|unknown|unexpected|not permitted|not allowed", re.IGNORECASE
 )
-_REPLY_TOKENS = 16  # "I'd say 7 out of 10." and some room
+REPLY_TOKENS = 16  # "I'd say 7 out of 10." and some room
 _THINKING_TOKENS = 4000  # of a model that cannot be kept from thinking first
 
 Message = dict[str, str]
@@ -50,21 +50,37 @@ class Reply:
     """The model that the server says it was."""
     fault: str | None = None
     """Why the server's response is no reply at all; then `text` is its body."""
+    first_tokens: tuple[tuple[str, float], ...] = ()
+    """Likely first tokens of the reply with their log-probabilities, the one that it took first; empty where the
+    server does not tell."""
 
 
 class Judge:
     """A judge model with what is learnt about it during a run."""
 
-    def __init__(self, access: Access, budget: Budget, *, timeout: float, max_retries: int) -> None:
+    def __init__(
+        self,
+        access: Access,
+        budget: Budget,
+        *,
+        timeout: float,
+        max_retries: int,
+        reply_tokens: int = REPLY_TOKENS,
+        top_logprobs: int = 0,
+    ) -> None:
         """
         Args:
             access: Server, model and key.
             budget: Counts the cost.
             timeout: Seconds for one request from its start to the reply's last byte.
             max_retries: Repeats of one request by the SDK.
+            reply_tokens: The longest reply.
+            top_logprobs: How many likely tokens to ask for, where the server tells them.
         """
         self.access, self.budget = access, budget
-        self.parameters = first_parameters(access.model)
+        self.parameters = first_parameters(access.model, reply_tokens)
+        if top_logprobs:
+            self.parameters |= {"logprobs": True, "top_logprobs": top_logprobs}
         self._timeout, self._max_retries = timeout, max_retries
         self._client: openai.AsyncOpenAI | None = None
 
@@ -102,7 +118,7 @@ class Judge:
                 reply, usage = read_completion(body)
                 cost = bound if usage is None else self.budget.cost(*usage)
                 model = self._without_key(reply.model) if reply.model else None
-                return Reply(self._without_key(reply.text), reply.cut_off, model, reply.fault)
+                return replace(reply, text=self._without_key(reply.text), model=model)
             except (openai.BadRequestError, openai.UnprocessableEntityError) as err:
                 self._adapt(parameters, err)
             finally:
@@ -159,16 +175,17 @@ class Judge:
         return text.replace(self.access.hidden_key, "[key]") if self.access.hidden_key else text
 
 
-def first_parameters(model: str) -> dict[str, Any]:
+def first_parameters(model: str, reply_tokens: int = REPLY_TOKENS) -> dict[str, Any]:
     """Deterministic and short. What a model refuses of it is left out later, see `without_refused`."""
     if re.match(r"gpt-[5-9]|o[1-9]", model.rsplit("/", 1)[-1]):
-        return {"reasoning_effort": "none", "temperature": 0, "max_completion_tokens": _REPLY_TOKENS}
-    return {"temperature": 0, "max_tokens": _REPLY_TOKENS}
+        return {"reasoning_effort": "none", "temperature": 0, "max_completion_tokens": reply_tokens}
+    return {"temperature": 0, "max_tokens": reply_tokens}
 
 
 def without_refused(parameters: dict[str, Any], refused: str) -> dict[str, Any]:
     """The parameters to go on with. A model that must think first gets tokens to do so."""
-    left = {name: value for name, value in parameters.items() if name != refused}
+    gone = ("logprobs", "top_logprobs") if refused == "logprobs" else (refused,)  # the second needs the first
+    left = {name: value for name, value in parameters.items() if name not in gone}
     if refused == "reasoning_effort":
         thinking = {"reasoning_effort": "low"} if parameters[refused] == "none" else {}
         return {**thinking, **left, "max_completion_tokens": _THINKING_TOKENS}
@@ -193,7 +210,10 @@ def read_completion(body: str) -> tuple[Reply, tuple[int, int] | None]:
         text = choice["message"].get("content") or choice["message"].get("refusal") or ""
         if not isinstance(text, str):
             raise TypeError("the content is not text")
-        reply = Reply(text, choice.get("finish_reason") == "length", _text_or_none(completion.get("model")))
+        is_cut_off = choice.get("finish_reason") == "length"
+        reply = Reply(
+            text, is_cut_off, _text_or_none(completion.get("model")), first_tokens=first_tokens(choice.get("logprobs"))
+        )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return Reply(body, fault="the response is not a chat completion"), None
     match completion.get("usage"):
@@ -201,6 +221,21 @@ def read_completion(body: str) -> tuple[Reply, tuple[int, int] | None]:
             return reply, (tokens_in, tokens_out)
         case _:
             return reply, None
+
+
+def first_tokens(logprobs: Any) -> tuple[tuple[str, float], ...]:
+    """The first token's part of a choice's `logprobs`; empty where there is none, or it is of another form."""
+    match logprobs:
+        case {"content": [{"token": str(token), "logprob": int() | float() as logprob, **rest}, *_]}:
+            others = rest.get("top_logprobs") or ()
+        case _:
+            return ()
+    found = {token: float(logprob)}
+    for other in others if isinstance(others, list) else ():
+        match other:
+            case {"token": str(name), "logprob": int() | float() as value}:
+                found.setdefault(name, float(value))
+    return tuple((name, value) for name, value in found.items() if value <= 0.0)
 
 
 def _text_or_none(value: Any) -> str | None:

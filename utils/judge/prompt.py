@@ -51,10 +51,10 @@ def user_message(question: str, answer: str, *, reminder: bool = False) -> str:
         answer: What it answered; end-of-sequence markers at its end are left out.
         reminder: Ask for the number alone, after a reply that was none.
     """
-    question, answer = _sendable(question), _without_end_markers(_sendable(answer))
+    question, answer = sendable(question), _without_end_markers(sendable(answer))
     message = _MESSAGE.format(
-        question_tag=_unused_tag("question", question + answer),
-        answer_tag=_unused_tag("answer", question + answer),
+        question_tag=unused_tag("question", question + answer),
+        answer_tag=unused_tag("answer", question + answer),
         question=question,
         answer=answer,
     )
@@ -78,7 +78,7 @@ def prompt_fingerprint(behavior: Behavior) -> dict[str, str]:
     }
 
 
-def _sendable(text: str) -> str:
+def sendable(text: str) -> str:
     """Without lone surrogates, which UTF-8 cannot carry."""
     return text.encode("utf-8", "replace").decode()
 
@@ -96,7 +96,7 @@ def _without_end_markers(text: str) -> str:
         end = stop - len(marker)
 
 
-def _unused_tag(name: str, text: str) -> str:
+def unused_tag(name: str, text: str) -> str:
     """`name`, or `name-2`, `name-3`, ..., whichever first has no tag of its own in `text`."""
     # one search for all numbers, in which nothing can match in two ways: answers may be long and hostile
     tags = re.finditer(rf"<\s*(?:/\s*)?{name}(?:-([0-9]+))?\b", text, re.IGNORECASE)

@@ -67,9 +67,9 @@ def encode_pair(
     Args:
         chat_format: The model's.
         pair: In the form that the reading takes: lettered choices for `letter`, answers in words for `answer` and
-            `last`, two prompts for `prompt`.
+            `last`, two prompts for `prompt` and `prompt_mean`.
         reading: Where it is read. An answer in words stands as the assistant's turn.
-        system_prompt: Before both halves.
+        system_prompt: Before both halves; prompts that have one of their own keep it.
 
     Raises:
         UserError: If the pair is of another form, or an answer has no token of its own.
@@ -83,9 +83,16 @@ def encode_pair(
             texts = (pair.matching, pair.other)
             answers = (encode_answer(chat_format, pair.question, answer, system_prompt) for answer in texts)
             return PairTokens(*(_half(answer, whole=reading == "answer") for answer in answers))
-        case "prompt", PromptPair():
-            prompts = (chat_format.encode(text, None, system_prompt) for text in (pair.matching, pair.other))
-            return PairTokens(*(HalfTokens(one.ids[: one.steer_start + 1], one.steer_start) for one in prompts))
+        case "prompt" | "prompt_mean", PromptPair():
+            asked = ((pair.matching, pair.matching_system), (pair.other, pair.other_system))
+            prompts = [chat_format.encode(prompt, None, system or system_prompt) for prompt, system in asked]
+            halves = [HalfTokens(one.ids[: one.steer_start + 1], one.steer_start) for one in prompts]
+            if reading == "prompt":
+                return PairTokens(*halves)
+            # what both share would count by its share of either prompt's length, and the first token, an attention
+            # sink a hundred times as large as others, would be all that is left
+            start = PairTokens(*halves).n_shared
+            return PairTokens(*(HalfTokens(half.ids, start) for half in halves))
     raise UserError(f"--read {reading} does not take pairs of the form {type(pair).__name__}")
 
 

@@ -22,25 +22,25 @@ from utils.vectors.files import find_vectors
 
 log = logging.getLogger(__name__)
 
-KINDS = (VectorKind(), VectorKind("answer"))
 NEAREST = 3
 """Latents of largest |cosine| with each vector."""
 
 
 def plot_clusters(request: VectorsRequest, saes: Sequence[Path]) -> FigureCounts:
-    """Draw the clusters of every model and kind of vectors that there are.
+    """Draw the clusters of every model's vectors that there are.
 
     Raises:
         UserError: If there is nothing to cluster, or an SAE does not fit.
     """
-    planned = [figure for kind in KINDS for figure in _of_kind(request, kind, [SAE.load(folder) for folder in saes])]
+    planned = list(_plan_all(request, [SAE.load(folder) for folder in saes]))
     if not planned:
         raise UserError(no_vectors_message(request))
     n_written = sum(make_figure(figure, request.overwrite) for figure in planned)
     return FigureCounts(n_written, len(planned) - n_written)
 
 
-def _of_kind(request: VectorsRequest, kind: VectorKind, saes: Sequence[SAE]) -> Iterator[PlannedFigure]:
+def _plan_all(request: VectorsRequest, saes: Sequence[SAE]) -> Iterator[PlannedFigure]:
+    kind = request.kind
     found = {behavior: find_vectors(request.paths, behavior, kind=kind) for behavior in request.behaviors}
     for label in [request.choice.label] if request.choice else sorted(set().union(*found.values())):
         layers_of = {behavior: layers.get(label, set()) for behavior, layers in found.items()}

@@ -40,7 +40,7 @@ def _named(done: SaeDone) -> str:
 
 def plot_latents(done: SaeDone, stem: Path) -> None:
     with figure_style():
-        figure, (left, right) = new_figure(PAGE_WIDTH, 3.3, ncols=2, width_ratios=(1, 1.1))
+        figure, (left, right) = new_figure(PAGE_WIDTH, 3.6, ncols=2, width_ratios=(1, 1.1))
         _draw_shares(left, done)
         _draw_top(right, done)
         off = done.distribution
@@ -82,7 +82,7 @@ def _draw_shares(ax: Any, done: SaeDone) -> None:
     ax.set_ylim(-0.02, 1.02)
     ax.set_xlabel("latents")
     ax.set_ylabel("share of |v|\N{SUPERSCRIPT TWO} explained, at the best scale")
-    ax.legend(loc="best")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.45, -0.16), ncols=2)
 
 
 def _draw_top(ax: Any, done: SaeDone) -> None:

@@ -99,6 +99,7 @@ _LOADERS: dict[Reading, Callable[[Path, str], Sequence[AnyPair]]] = {
     "answer": load_text_pairs,
     "last": load_text_pairs,
     "prompt": load_prompt_pairs,
+    "prompt_mean": load_prompt_pairs,
 }
 
 
@@ -107,7 +108,7 @@ def pairs_path(paths: DataPaths, behavior: str, reading: Reading) -> Path:
     match reading:
         case "letter":
             return paths.generate_dataset(behavior)
-        case "prompt":
+        case "prompt" | "prompt_mean":
             return paths.generate_prompts(behavior)
         case _:
             return text_pairs_path(paths, behavior)
