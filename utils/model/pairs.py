@@ -69,7 +69,7 @@ def encode_pair(
         pair: In the form that the reading takes: lettered choices for `letter`, answers in words for `answer` and
             `last`, two prompts for `prompt` and `prompt_mean`.
         reading: Where it is read. An answer in words stands as the assistant's turn.
-        system_prompt: Before both halves; prompts may have one of their own.
+        system_prompt: Before both halves; prompts that have one of their own keep it.
 
     Raises:
         UserError: If the pair is of another form, or an answer has no token of its own.
@@ -84,11 +84,8 @@ def encode_pair(
             answers = (encode_answer(chat_format, pair.question, answer, system_prompt) for answer in texts)
             return PairTokens(*(_half(answer, whole=reading == "answer") for answer in answers))
         case "prompt" | "prompt_mean", PromptPair():
-            asked = (
-                (pair.matching, pair.matching_system or system_prompt),
-                (pair.other, pair.other_system or system_prompt),
-            )
-            prompts = [chat_format.encode(prompt, None, system) for prompt, system in asked]
+            asked = ((pair.matching, pair.matching_system), (pair.other, pair.other_system))
+            prompts = [chat_format.encode(prompt, None, system or system_prompt) for prompt, system in asked]
             halves = [HalfTokens(one.ids[: one.steer_start + 1], one.steer_start) for one in prompts]
             if reading == "prompt":
                 return PairTokens(*halves)
