@@ -32,6 +32,7 @@ from utils.cli.flags import (
 )
 from utils.cli.run import EXIT_DONE, exit_with, run_main
 from utils.evaluation.chosen import ChoiceRequest, tested_choices
+from utils.model import processes
 from utils.model.checkpoints import check_layers
 from utils.model.shapes import model_shape
 
@@ -80,12 +81,14 @@ def run(args: argparse.Namespace) -> int:
         chooser = Chooser(model, request)
         for behavior in waiting:
             chosen = chooser.choose(behavior)
-            plot_choice(chosen, request)
-            log.info("wrote %s", save_choice(chosen, request, model.provenance()))
-            sys.stdout.write(choice_line(chosen) + "\n")
-        choices = tested_choices(request)
-        sys.stdout.write("".join(f"{line}\n" for line in tested_lines(choices)))
-        log.info("wrote %s (png, pdf, txt)", plot_tested(choices, request))
+            if processes.is_main():
+                plot_choice(chosen, request)
+                log.info("wrote %s", save_choice(chosen, request, model.provenance()))
+                sys.stdout.write(choice_line(chosen) + "\n")
+        if processes.is_main():
+            choices = tested_choices(request)
+            sys.stdout.write("".join(f"{line}\n" for line in tested_lines(choices)))
+            log.info("wrote %s (png, pdf, txt)", plot_tested(choices, request))
     n_there = len(request.behaviors) - len(waiting)
     log.info(
         "chose for %d behaviors, skipped %d that are chosen already (--overwrite chooses again)", len(waiting), n_there

@@ -74,7 +74,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         tuned = ["finetune_llama", "--root", str(root.with_name(f"tuned {root.name}")), *MODEL, *TUNING]
         tuned += ["--batch_size", "6" if root == alone else "3"]
         # the last one takes the connection between the processes down
-        return [["generate_vectors", *flags(root, "--save_activations")], *sweeps, sae, tuned]
+        choice = ["choose_steering", *flags(root, "--layers", "3", "5")]
+        return [["generate_vectors", *flags(root, "--save_activations")], *sweeps, choice, sae, tuned]
 
     text = write_documents(folder / "talk.jsonl")
     for name in ("alone", "together"):
@@ -114,6 +115,15 @@ def test_two_processes_write_the_results_of_one(runs: Runs, result_type: str) ->
             for key, value in of_one.items():
                 assert of_two[key] == (pytest.approx(value, rel=1e-4) if key.endswith("_prob") else value)
     assert not list((runs.together / "results" / BEHAVIOR).glob(".sweep*"))
+
+
+def test_two_processes_choose_the_layer_and_strength_of_one(runs: Runs) -> None:
+    one, two = (json.loads(next(root.rglob("chosen_*.json")).read_text()) for root in (runs.alone, runs.together))
+    assert runs.said.count("chose for 1 behaviors") == 1
+    assert one["layer"] == two["layer"] and len(one["validation"]) == 4
+    for of_one, of_two in zip(one["validation"], two["validation"], strict=True):
+        assert of_two == pytest.approx(of_one, rel=1e-3, abs=1e-6)
+    assert two["test"] == pytest.approx(one["test"], rel=1e-3, abs=1e-6)
 
 
 def test_two_processes_share_the_activation_pass_and_train_the_sae_that_one_trains(runs: Runs) -> None:

@@ -20,15 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.cli.progress import progress
 from utils.data.records import AnyPair, TextPair, load_open_ended_questions, load_text_pairs
 from utils.errors import UserError
 from utils.evaluation.chosen import Choice, ChoiceRequest, LayerChoice, Outcome
 from utils.evaluation.metrics import mean_estimates
 from utils.evaluation.paired_tests import paired_tests
+from utils.evaluation.preferences import answer_pair, preferences
 from utils.files.reading import load_vector
-from utils.model.answer_scoring import AnswerPair
-from utils.model.pairs import encode_answer
+from utils.model import processes
 from utils.model.side_effects import linear_range, measure_kl, neutral_answers
 from utils.model.steering import Steering
 from utils.paths import DataPaths
@@ -137,9 +136,11 @@ class Chooser:
     def _vectors_of(self, pairs: Sequence[AnyPair]) -> dict[int, Tensor]:
         """The vector of every layer from some pairs."""
         layers, kind = self.request.layers, self.request.kind
-        parts = list(self.model.answer_activations(pairs, list(layers), self.request.batch_size, (), kind.reading))
-        positive = torch.cat([positive for _, positive, _ in parts])  # [n_pairs, n_layers, d_model]
-        negative = torch.cat([negative for _, _, negative in parts])
+        positive, negative = torch.empty(2, len(pairs), len(layers), self.model.d_model)
+        own = list(self.model.answer_activations(pairs, list(layers), self.request.batch_size, (), kind.reading))
+        for share in processes.gather(own):
+            for indices, of_matching, of_other in share:
+                positive[indices], negative[indices] = of_matching, of_other
         estimate = ESTIMATORS[kind.method]
         return {layer: estimate(positive[:, row], negative[:, row]) for row, layer in enumerate(layers)}
 
@@ -176,19 +177,9 @@ def answer_effects(
     model: "LlamaWrapper", items: Sequence[TextPair], steerings: Sequence[Steering], batch_size: int | None, what: str
 ) -> "Effects":
     """What each steering and its opposite change of the preference for the matching answers; `what` is for progress."""
-    encode = model.chat_format
-    pairs = [
-        AnswerPair(
-            encode_answer(encode, item.question, item.matching), encode_answer(encode, item.question, item.other)
-        )
-        for item in items
-    ]
     signed = [replace(one, multiplier=sign * one.multiplier) for one in steerings for sign in (1, -1)]
-    preference = np.empty((1 + len(signed), len(items)))
-    with progress(total=len(items), desc=what) as bar:
-        for index, scores in model.score_answers(pairs, [None, *signed], batch_size):
-            preference[:, index] = (scores[:, 0] - scores[:, 1]).numpy()
-            bar.update()
+    pairs = [answer_pair(model.chat_format, item) for item in items]
+    preference = preferences(model, pairs, [None, *signed], batch_size, what)
     change = preference[1:] - preference[0]
     return Effects(change[0::2], change[1::2])
 

@@ -13,6 +13,7 @@ from utils.data.estimates import Estimate
 from utils.data.records import load_text_pairs
 from utils.errors import UserError
 from utils.evaluation.metrics import mean_estimates
+from utils.evaluation.preferences import answer_pair, preferences
 from utils.model.steering import Steering, Steerings
 from utils.research.behavior_request import BehaviorsRequest, BehaviorTree, Estimator
 from utils.research.behavior_statistics import CONTROLS, STATISTICS, Compared, compare, layout_of
@@ -21,7 +22,6 @@ from utils.research.concept_run import unembedding_of
 from utils.research.concept_space import ConceptSpace, FloatArray, whiten
 from utils.research.concept_statistics import Vectors
 from utils.research.concept_summary import estimate_json, interval
-from utils.research.preference import preferences
 from utils.saes.requests import write_result
 from utils.vectors.norms import layer_norms
 from utils.vectors.plan import load_pairs_for
@@ -139,7 +139,8 @@ def try_knobs(
         cells = [(a, b) for a in GRID for b in GRID]
         settings = [{name: step} for name in knobs for step in (1, -1)] + [{parent: a, behavior: b} for a, b in cells]
         items = load_text_pairs(request.paths.test_dataset(behavior, "answer_text"))[: request.n_items]
-        found = sign * preferences(model, items, [turned(one) for one in settings], f"{behavior}: held-out items")
+        pairs = [answer_pair(model.chat_format, item) for item in items]
+        found = sign * preferences(model, pairs, [turned(one) for one in settings], label=f"{behavior}: held-out items")
         both = found[0 : 2 * len(knobs) : 2] - found[1 : 2 * len(knobs) : 2]
         for name, estimate in zip(knobs, mean_estimates(both, request.seed), strict=True):
             effects[name][behavior] = estimate

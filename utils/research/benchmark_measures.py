@@ -11,8 +11,10 @@ from torch import Tensor
 
 from utils.data.records import ChoiceItem, TextPair, load_records, record_text
 from utils.evaluation.answer_metrics import DISTINCT_2, measure_text, measures_of
+from utils.evaluation.preferences import answer_pair
+from utils.evaluation.preferences import preferences as answer_preferences
 from utils.model import processes
-from utils.model.answer_scoring import AnswerPair, score_rows
+from utils.model.answer_scoring import score_rows
 from utils.model.chat_format import AnswerTokens
 from utils.model.generation import GenerationRow
 from utils.model.pairs import encode_answer
@@ -67,13 +69,9 @@ def preferences(subjects: Sequence[Subject], items: Sequence[TextPair], batch_si
     found = np.empty((len(subjects), len(items)))
     for places in _together(subjects):
         one = subjects[places[0]]
-        pairs = [
-            AnswerPair(one.answer(item.question, item.matching), one.answer(item.question, item.other))
-            for item in items
-        ]
-        steerings = [subjects[place].steering for place in places]
-        for index, scores in _collected(one.model.score_answers(pairs, steerings, batch_size)).items():
-            found[places, index] = (scores[:, 0] - scores[:, 1]).numpy()
+        framing = one.framing
+        pairs = [answer_pair(one.model.chat_format, item, framing.before, framing.system_prompt) for item in items]
+        found[places] = answer_preferences(one.model, pairs, [subjects[place].steering for place in places], batch_size)
     return found
 
 

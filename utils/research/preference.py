@@ -7,35 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.cli.progress import progress
 from utils.data.records import TextPair
-from utils.model.answer_scoring import AnswerPair
-from utils.model.pairs import encode_answer
+from utils.evaluation.preferences import answer_pair, preferences
 from utils.model.steering import Steering, Steerings, as_tuple
 
 if TYPE_CHECKING:
     from llama_wrapper import LlamaWrapper
 
 FloatArray = NDArray[np.float64]
-
-
-def preferences(
-    model: "LlamaWrapper", items: Sequence[TextPair], steerings: Sequence[Steerings], label: str
-) -> FloatArray:
-    """Log-probability per token of the matching answer minus that of the other, [n_steerings, n_items], nats."""
-    pairs = [
-        AnswerPair(
-            encode_answer(model.chat_format, item.question, item.matching),
-            encode_answer(model.chat_format, item.question, item.other),
-        )
-        for item in items
-    ]
-    found = np.empty((len(steerings), len(items)))
-    with progress(total=len(items), desc=label, unit="item") as bar:
-        for index, scores in model.score_answers(pairs, steerings):
-            found[:, index] = (scores[:, 0] - scores[:, 1]).numpy()
-            bar.update()
-    return found
 
 
 def both_signs(
@@ -47,5 +26,6 @@ def both_signs(
         for one in steerings
         for sign in (1, -1)
     ]
-    found = preferences(model, items, signed, label)
+    pairs = [answer_pair(model.chat_format, item) for item in items]
+    found = preferences(model, pairs, signed, label=label)
     return found[0::2] - found[1::2]
