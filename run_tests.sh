@@ -10,4 +10,5 @@ ruff check .
 ruff format --check .
 mypy
 python -m utils.model.embedded
-python -m pytest --numprocesses 2 --dist loadfile "$@"
+# in the order of the files: by their number of tests, as is the default, the longest ones would come last, one beside none
+python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@"

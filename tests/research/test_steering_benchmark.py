@@ -1,10 +1,7 @@
 """The steering benchmark on a tiny model: what is chosen on what, the controls, what cannot run, going on."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from torch import Tensor
 
 from llama_wrapper import LlamaWrapper
 from research import steering_benchmark
+from tests.launched import run_in_two_processes
 from tests.models import D_MODEL, build_wrapper, random_vector
 from tests.roots import error_lines, put_json
 from utils.data.records import TextPair, load_open_ended_questions
@@ -27,7 +25,7 @@ from utils.model.pairs import encode_pair
 from utils.model.reading import read_pairs
 from utils.model.side_effects import measure_kl, neutral_answers
 from utils.model.steering import Steering
-from utils.paths import REPOSITORY, DataPaths
+from utils.paths import DataPaths
 from utils.research import benchmark_methods, benchmark_run
 from utils.research.benchmark_choice import AmountChooser
 from utils.research.benchmark_material import Material, PairStore
@@ -427,20 +425,14 @@ def test_ranks_follow_the_effects_with_certainty_where_items_move_together(root:
 def test_two_processes_find_what_one_finds(root: Path, tiny_checkpoint: Path) -> None:
     words = ["--behaviors", "the-sea", "--layers", "1", "2", "--quick", "--kl", "0.05"]
     words += ["--methods", "system_prompt", "answer", "random"]
-    units = []
-    for name, launcher in (
-        ("alone", []),
-        ("together", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]),
-    ):
-        shutil.copytree(root, root / name, ignore=shutil.ignore_patterns("alone", "together"))
-        script = str(REPOSITORY / "research" / "steering_benchmark.py")
-        flags = ["--root", str(root / name), "--model", str(tiny_checkpoint), "--device", "cpu", *words]
-        command = [sys.executable, *launcher, script, *flags]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        folder = root / name / "analysis/research/steering_benchmark/tiny-chat/units"
-        units.append({path.stem: json.loads(path.read_text()) for path in sorted(folder.iterdir())})
+    words += ["--model", str(tiny_checkpoint), "--device", "cpu"]
+    roots = [root / name for name in ("alone", "together")]
+    for one in roots:
+        shutil.copytree(root, one, ignore=shutil.ignore_patterns("alone", "together"))
+    assert steering_benchmark.main(["--root", str(roots[0]), *words]) == 0
+    run_in_two_processes([["research.steering_benchmark", "--root", str(roots[1]), *words]], root / "runs.json")
+    folders = [one / "analysis/research/steering_benchmark/tiny-chat/units" for one in roots]
+    units = [{path.stem: json.loads(path.read_text()) for path in sorted(folder.iterdir())} for folder in folders]
     assert len(units[0]) == 3 and list(units[0]) == list(units[1])
     for name, alone in units[0].items():
         together = units[1][name]
