@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from utils.figures.lines import legend_below
 from utils.figures.style import (
     BLUE,
     ORANGE,
@@ -125,9 +126,10 @@ def component_table(done: Done) -> Table:
 def plot_effects(done: Done) -> Path:
     stem = done.request.stem("effect_by_rank", done.behavior, done.layer)
     with figure_style():
-        figure, (left, right) = new_figure(PAGE_WIDTH, 2.7, ncols=2, width_ratios=(1.5, 1), sharey=True)
+        figure, (left, right) = new_figure(PAGE_WIDTH, 2.9, ncols=2, width_ratios=(1.5, 1), sharey=True)
         _draw_ranks(left, done)
         _draw_left_out(right, done)
+        legend_below(figure, left)
         n = done.effects[0].compared.effect.n
         set_title(
             figure,
@@ -150,7 +152,6 @@ def _draw_ranks(ax: Any, done: Done) -> None:
     ax.xaxis.set_major_formatter("{x:g}")
     ax.set_xlabel("components in the vector, rescaled")
     ax.set_ylabel(EFFECT_LABEL)
-    ax.legend(loc="best")
 
 
 def _draw_left_out(ax: Any, done: Done) -> None:
