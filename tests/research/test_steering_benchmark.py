@@ -1,6 +1,7 @@
 """The steering benchmark on a tiny model: what is chosen on what, the controls, what cannot run, going on."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -422,6 +423,7 @@ def test_ranks_follow_the_effects_with_certainty_where_items_move_together(root:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("CAA_KILLS" not in os.environ, reason="part of the campaign: CAA_KILLS=20 runs it")
 def test_two_processes_find_what_one_finds(root: Path, tiny_checkpoint: Path) -> None:
     words = ["--behaviors", "the-sea", "--layers", "1", "2", "--quick", "--kl", "0.05"]
     words += ["--methods", "system_prompt", "answer", "random"]
