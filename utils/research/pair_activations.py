@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.files.provenance import read_provenance
-from utils.files.reading import load_activations, load_vector
+from utils.files.reading import load_vector
 from utils.research.decompose_request import DecomposeRequest
-from utils.research.svd_components import FEWEST_PAIRS, FloatArray
-from utils.vectors.extraction import SAME_VECTOR
+from utils.research.svd_components import FloatArray
+from utils.vectors.differences import load_halves
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,27 +33,9 @@ def load_pair_activations(request: DecomposeRequest, behavior: str, layer: int, 
         UserError: If a file is missing or broken, or the three do not belong together.
     """
     hint = f"run: {request.make_command(behavior, layer)}"
-    path = request.vector(behavior, layer)
-    vector = load_vector(path, d_model, hint)
-    paths = request.activations(behavior, layer)
-    positive, negative = (load_activations(one, hint) for one in paths)
-    if positive.shape != negative.shape:
-        raise UserError(f"{paths[0]} is {list(positive.shape)}, but {paths[1].name} {list(negative.shape)}; {hint}")
-    n_pairs, width = positive.shape
-    if width != d_model:
-        raise UserError(f"{paths[0]} has width {width}, but the vector {path.name} has {d_model}; {hint} --overwrite")
-    n_of_vector = (read_provenance(path) or {}).get("n_pairs", n_pairs)
-    if n_of_vector != n_pairs:
-        raise UserError(
-            f"{paths[0]} has {n_pairs} pairs, but {path.name} was made of {n_of_vector}; {hint} --overwrite"
-        )
-    if n_pairs < FEWEST_PAIRS:
-        raise UserError(f"{paths[0]}: {n_pairs} pairs are too few to take their differences apart (at least 8)")
-    loaded = PairActivations(positive, negative, vector)
-    away = float((vector.double() - (positive.double() - negative.double()).mean(dim=0)).norm())
-    if not away <= SAME_VECTOR * float(vector.double().norm()):
-        raise UserError(f"{path} is not the mean difference of the activations beside it; {hint} --overwrite")
-    return loaded
+    vector = load_vector(request.vector(behavior, layer), d_model, hint)
+    positive, negative = load_halves(request.paths, request.choice, behavior, layer, request.kind)
+    return PairActivations(positive, negative, vector)
 
 
 def check_inputs(request: DecomposeRequest, d_model: int) -> None:

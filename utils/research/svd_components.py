@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.errors import UserError
+from utils.vectors.differences import MIN_PAIRS
 
 FloatArray = NDArray[np.float64]
 
-FEWEST_PAIRS = 8
 _NO_SIZE = 1e-10
 """A singular value below this share of the largest is rounding."""
 
@@ -97,8 +97,8 @@ def decompose(differences: FloatArray) -> Decomposition:
         UserError: If there are fewer than 8 pairs, or they do not differ on average.
     """
     n_pairs = len(differences)
-    if n_pairs < FEWEST_PAIRS:
-        raise UserError(f"{n_pairs} pairs are too few to take their differences apart; it takes {FEWEST_PAIRS}")
+    if n_pairs < MIN_PAIRS:
+        raise UserError(f"{n_pairs} pairs are too few to take their differences apart; it takes {MIN_PAIRS}")
     left, sizes, components = np.linalg.svd(np.asarray(differences, dtype=np.float64), full_matrices=False)
     if not sizes[0] > 0:
         raise UserError(f"the activations of all {n_pairs} pairs are the same on both sides: there is nothing in them")

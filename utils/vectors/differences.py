@@ -38,17 +38,25 @@ def load_halves(
     vector_path = paths.vector(behavior, layer, choice.label, normalized=False, kind=kind)
     vector = load_vector(vector_path, hint=hint)
     if vector.shape[0] != positive.shape[1]:
-        raise UserError(f"{files[0]} has width {positive.shape[1]}, but {vector_path} {vector.shape[0]}; {again}")
+        raise UserError(
+            f"{files[0]} has width {positive.shape[1]}, but the vector {vector_path.name} has {vector.shape[0]}; "
+            f"{again}"
+        )
     made_from = (read_provenance(vector_path) or {}).get("n_pairs", len(positive))
     if made_from != len(positive):
-        raise UserError(f"{files[0]} has {len(positive)} pairs, but {vector_path} was made from {made_from}; {again}")
+        raise UserError(
+            f"{files[0]} has {len(positive)} pairs, but {vector_path.name} was made of {made_from}; {again}"
+        )
     if len(positive) < MIN_PAIRS:
         raise UserError(
-            f"{behavior}: {len(positive)} pairs are too few to say how its vector depends on them; "
+            f"{behavior}: {len(positive)} pairs are too few to say what its vector owes to them; "
             f"it takes at least {MIN_PAIRS}"
         )
     if kind.method == MEAN:
         mean = (positive.double() - negative.double()).mean(dim=0)
         if float((mean - vector.double()).norm()) > SAME_VECTOR * float(vector.double().norm()):
-            raise UserError(f"{files[0]} and {files[1].name} do not give {vector_path}; {again}")
+            raise UserError(
+                f"{files[0]} and {files[1].name} do not give {vector_path}: it is not the mean difference of the "
+                f"activations beside it; {again}"
+            )
     return positive, negative
