@@ -55,7 +55,7 @@ from utils.errors import UserError
 from utils.figures.requests import InnerProduct, VectorsRequest
 from utils.inside.requests import DEFAULT_NEW_TOKENS, DEFAULT_TEXTS, InsideRequest, TokenPageRequest
 from utils.model.checkpoints import ModelChoice
-from utils.saes.formats import is_sae_folder
+from utils.saes.formats import check_sae_folders
 from utils.vectors.files import choice_of_label
 
 if TYPE_CHECKING:
@@ -152,8 +152,7 @@ def draw_clusters(args: argparse.Namespace) -> int:
         raise UserError("--cluster needs no model: leave out --decode and --prompt")
     if args.stability or args.inner_product != "euclidean":
         raise UserError("--cluster stands alone: leave out --stability and --inner_product")
-    if missing := [folder for folder in args.saes if not is_sae_folder(folder)]:
-        raise UserError(f"--saes {missing[0]}: no SAE is there (cfg.json, sae_weights.safetensors); run: train_sae.py")
+    check_sae_folders(args.saes)
     counts = plot_clusters(vectors_request(args), args.saes)
     log.info("wrote %d figures, skipped %d that show these numbers already (--overwrite makes them again)", *counts)
     return EXIT_DONE

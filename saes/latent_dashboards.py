@@ -32,9 +32,8 @@ from utils.cli.sae_flags import (
     prompt_source,
     text_source,
 )
-from utils.errors import UserError
 from utils.saes.dashboard_request import DashboardRequest
-from utils.saes.formats import is_sae_folder
+from utils.saes.formats import check_sae_folders
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def requests(args: argparse.Namespace) -> list[DashboardRequest]:
-    if missing := [folder for folder in args.saes if not is_sae_folder(folder)]:
-        raise UserError(f"--saes {missing[0]}: no SAE is there (cfg.json, sae_weights.safetensors); run: train_sae.py")
+    check_sae_folders(args.saes)
     return [
         DashboardRequest(
             paths=root_paths(args),

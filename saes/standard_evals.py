@@ -30,7 +30,7 @@ from utils.cli.sae_flags import (
     text_source,
 )
 from utils.errors import UserError
-from utils.saes.formats import is_sae_folder
+from utils.saes.formats import check_sae_folders
 from utils.saes.standard_request import EvalsRequest
 
 
@@ -57,8 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    if missing := [folder for folder in args.saes if not is_sae_folder(folder)]:
-        raise UserError(f"--saes {missing[0]}: no SAE is there (cfg.json, sae_weights.safetensors); run: train_sae.py")
+    check_sae_folders(args.saes)
     if args.context < 3:
         raise UserError(f"--context {args.context}: the first token is left out, and the last predicts nothing; give 3")
     request = EvalsRequest(

@@ -3,8 +3,7 @@
 import argparse
 from pathlib import Path
 
-from utils.errors import UserError
-from utils.saes.formats import is_sae_folder
+from utils.saes.formats import check_sae_folders
 
 
 def add_optional_saes(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +22,5 @@ def sae_folders(args: argparse.Namespace) -> tuple[Path, ...]:
     Raises:
         UserError: If a folder holds no whole SAE.
     """
-    if missing := [folder for folder in args.saes if not is_sae_folder(folder)]:
-        raise UserError(f"--saes {missing[0]}: no SAE is there (cfg.json, sae_weights.safetensors); run: train_sae.py")
+    check_sae_folders(args.saes)
     return tuple(dict.fromkeys(args.saes))

@@ -10,7 +10,7 @@ from utils.errors import UserError
 from utils.files.reading import sha256_of
 from utils.files.tables import with_suffix
 from utils.research.decompose_request import DecomposeRequest
-from utils.saes.formats import CONFIG_NAME, WEIGHTS_NAME, is_sae_folder, layer_of_hook, read_config
+from utils.saes.formats import CONFIG_NAME, WEIGHTS_NAME, check_sae_folders, layer_of_hook, read_config
 from utils.saes.requests import is_done
 from utils.saes.text import TextSource
 
@@ -40,9 +40,8 @@ class SaeRequest:
         """
         if self.vectors.kind.origin != "pairs":
             raise UserError(f"--from {self.vectors.kind.origin}: SAEs read contrast pairs; leave out --saes or --from")
+        check_sae_folders(self.folders)
         for folder in self.folders:
-            if not is_sae_folder(folder):
-                raise UserError(f"--saes {folder}: no SAE is there ({CONFIG_NAME}, {WEIGHTS_NAME}); run: train_sae.py")
             if (layer := layer_of(folder)) not in self.vectors.layers:
                 asked = ", ".join(map(str, self.vectors.layers))
                 raise UserError(f"--saes {folder}: it reads layer {layer}, but --layers names {asked}; add {layer}")

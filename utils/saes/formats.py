@@ -6,7 +6,7 @@ b_dec from the input and a rescaling by decoder norms are folded into the weight
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -78,6 +78,16 @@ def hooks_of_layer(layer: int) -> tuple[str, str]:
 def is_sae_folder(folder: Path) -> bool:
     """Whether a whole SAE is there: `cfg.json` is written last."""
     return (folder / CONFIG_NAME).is_file() and (folder / WEIGHTS_NAME).is_file()
+
+
+def check_sae_folders(folders: Iterable[Path]) -> None:
+    """
+    Raises:
+        UserError: If a folder that --saes names holds no whole SAE.
+    """
+    for folder in folders:
+        if not is_sae_folder(folder):
+            raise UserError(f"--saes {folder}: no SAE is there ({CONFIG_NAME}, {WEIGHTS_NAME}); run: train_sae.py")
 
 
 # --- writing --------------------------------------------------------------------------------------
