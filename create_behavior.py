@@ -22,19 +22,16 @@ Example: ./create_behavior.py "answers like a pirate" --template --yes
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from utils.authoring.request import FILTERS, STEPS, AuthoringRequest, Filter, JudgeFlags, check_sentence, id_of
+from utils.authoring.request import FILTERS, STEPS, AuthoringRequest, Filter, check_sentence, id_of
 from utils.cli import values
 from utils.cli.flags import add_device, add_layers, add_model, make_parser, model_choice, root_paths
-from utils.cli.judge_flags import OPENAI_URL, add_judge
+from utils.cli.judge_flags import add_judge, judge_flags
 from utils.cli.run import EXIT_DONE, EXIT_FAILED, exit_with, run_main
 from utils.errors import UserError
-from utils.judge.access import check_base_url
-from utils.judge.cost import Price, price_of
 from utils.model.checkpoints import EMBEDDED_SIZE
 
 if TYPE_CHECKING:
@@ -157,18 +154,6 @@ def build_request(args: argparse.Namespace) -> AuthoringRequest:
         overwrite=args.overwrite,
         batch_size=None if args.batch_size == "auto" else args.batch_size,
         command=args.command,
-    )
-
-
-def judge_flags(args: argparse.Namespace) -> JudgeFlags:
-    return JudgeFlags(
-        model=args.judge_model,
-        base_url=check_base_url(args.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL),
-        price=Price(*args.price) if args.price else price_of(args.judge_model),
-        max_cost=args.max_cost,
-        concurrency=args.concurrency,
-        timeout=args.timeout,
-        max_retries=args.max_retries,
     )
 
 

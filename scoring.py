@@ -21,18 +21,15 @@ Example: ./scoring.py --behaviors sycophancy --layers 13 --dry_run
 
 import argparse
 import logging
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.cli.flags import add_behaviors, add_device, add_layers, add_multipliers, data_paths, make_parser
-from utils.cli.judge_flags import OPENAI_URL, add_judge
+from utils.cli.judge_flags import add_judge, judge_flags
 from utils.cli.run import EXIT_DONE, EXIT_FAILED, exit_with, run_main
 from utils.errors import UserError
-from utils.judge.access import check_base_url
-from utils.judge.cost import Price, price_of
 from utils.judge.requests import JudgeRequest, WantedAnswers
 from utils.judge.run import estimate, plan_all, score_all
 from utils.model.checkpoints import MODEL_SIZES
@@ -131,14 +128,8 @@ def judge_request(args: argparse.Namespace) -> JudgeRequest:
     wanted = wanted_answers(args)
     return JudgeRequest(
         wanted=wanted,
-        judge_model=args.judge_model,
-        base_url=check_base_url(args.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL),
+        judge=judge_flags(args),
         scores_dir=args.scores_dir or wanted.paths.scores_dir,
-        price=Price(*args.price) if args.price else price_of(args.judge_model),
-        max_cost=args.max_cost,
-        concurrency=args.concurrency,
-        timeout=args.timeout,
-        max_retries=args.max_retries,
         overwrite=args.overwrite,
         retry_unscored=args.retry_unscored,
         command=args.command,

@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 
 from utils.cli import values
 from utils.cli.flags import add_device, add_layers, add_model, data_paths, make_parser, model_choice
-from utils.cli.run import EXIT_DONE, exit_with, run_main
+from utils.cli.judge_flags import add_judge, judge_flags
+from utils.cli.run import EXIT_DONE, EXIT_FAILED, exit_with, run_main
 from utils.errors import UserError
 from utils.model import processes
 from utils.model.checkpoints import check_layers
@@ -74,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="items in one forward pass (default: auto, from the free memory)",
     )
+    add_judge(parser, None)
     add_model(parser)
     add_device(parser)
     return parser
@@ -103,6 +105,7 @@ def build_request(args: argparse.Namespace) -> BenchmarkRequest:
         sizes=QUICK if args.quick else Sizes(),
         seed=args.seed,
         saes=tuple(args.saes),
+        judge=judge_flags(args) if args.judge_model else None,
         transfer=args.transfer,
         batch_size=None if args.batch_size == "auto" else args.batch_size,
         overwrite=args.overwrite,
@@ -131,11 +134,22 @@ def run(args: argparse.Namespace) -> int:
     if not processes.is_main():
         return EXIT_DONE
     from utils.research.benchmark_report import write_results
+    from utils.research.benchmark_results import Results
+    from utils.research.benchmark_tables import not_run_lines
 
-    sys.stdout.write("".join(f"{line}\n" for line in write_results(request)))
+    results = Results(request)
+    if not results.rows:
+        raise UserError("; ".join(["no method could be run", *not_run_lines(results)]))
+    is_judged = True
+    if request.judge:
+        from utils.research.benchmark_judge import judge_answers
+
+        is_judged = judge_answers(results, request.judge, request.command)
+        results.read_scores()
+    sys.stdout.write("".join(f"{line}\n" for line in write_results(results)))
     n_units = len(request.behaviors) * len(request.methods)
     log.info("measured %d units, took %d that were there", n_waiting, n_units - n_waiting)
-    return EXIT_DONE
+    return EXIT_DONE if is_judged else EXIT_FAILED
 
 
 def main(argv: Sequence[str] | None = None) -> int:

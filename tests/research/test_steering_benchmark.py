@@ -15,6 +15,7 @@ from torch import Tensor
 
 from llama_wrapper import LlamaWrapper
 from research import steering_benchmark
+from tests.judge_server import JudgeServer, Request, Response
 from tests.launched import run_in_two_processes
 from tests.models import D_MODEL, build_wrapper, random_vector
 from tests.roots import error_lines, put_json
@@ -73,9 +74,8 @@ def write_behavior(root: Path, behavior: str = "the-sea") -> None:
     for name in ("mmlu/mmlu.json", "truthfulqa/truthful_qa.json"):
         put_json(root / "datasets/test" / name, facts)
     put_json(root / "datasets/neutral/prompts.json", [{"question": f"What is the {topic}?"} for topic in TOPICS[:6]])
-    put_json(
-        root / "datasets/neutral/texts.json", [{"question": "What?", "answer": f"the {topic}"} for topic in TOPICS[:3]]
-    )
+    texts = [{"question": f"What {kind}?", "answer": f"the {topic}"} for topic in TOPICS for kind in ("now", "then")]
+    put_json(root / "datasets/neutral/texts.json", texts)
 
 
 @pytest.fixture
@@ -345,6 +345,71 @@ def test_what_is_missing_names_the_command_that_makes_it() -> None:
     assert issubclass(NotRun, UserError)
 
 
+def test_a_gate_that_stays_closed_leaves_every_bit(root: Path) -> None:
+    plain, gated = (unit_of(root, name) for name in ("answer", "gated"))
+    assert (gated["layer"], gated["amount"]) == (plain["layer"], plain["amount"])
+    opens = gated["gate"]["opens_on"]
+    assert opens["test_items"] > 0.5
+    assert (
+        np.array(gated["texts"])[0] == pytest.approx(np.array(gated["texts"])[1], abs=1e-5)
+        or opens["neutral_prompts"] > 0
+    )
+    if opens["test_items"] == 1:
+        assert gated["preference"] == pytest.approx(plain["preference"])
+    if opens["neutral_prompts"] == 0:
+        assert [side["p95"] for side in gated["kl"]] == [0, 0, 0] and plain["kl"][0]["p95"] > 0
+
+
+# --- the judge ---
+
+
+def test_free_answers_are_judged_once_and_beside_the_units(benchmark: Callable[..., int], root: Path) -> None:
+    folder = root / "analysis/research/steering_benchmark/tiny-chat"
+
+    def by_length(request: Request) -> Response:
+        return Response(content=str(min(10, len(request.answer) // 2)))
+
+    def judged() -> dict[str, Any]:
+        result = json.loads((folder / "results.json").read_text())
+        return {row["method"]: row["judge"] for row in result["rows"]}
+
+    with JudgeServer(by_length) as server:
+        judge = ["--judge_model", "m", "--base_url", server.url]
+        assert benchmark("--methods", "none", "answer") == 0
+        assert judged() == {"none": None, "answer": None} and server.n_requests == 0
+        assert benchmark("--methods", "none", "answer", *judge) == 0
+        unit = json.loads((folder / "units/the-sea__answer.json").read_text())
+        scores = [[min(10, len(text) // 2) for text in side] for side in unit["answers"]]
+        assert judged()["answer"]["value"] == pytest.approx(np.mean(scores[2]) - np.mean(scores[0]))
+        assert judged()["none"]["value"] == 0
+        n_asked = server.n_requests
+        assert n_asked == len(
+            {(q, text) for side in unit["answers"] for q, text in zip(unit["questions"], side, strict=True)}
+        )
+        assert benchmark("--methods", "none", "answer", "system_prompt", *judge) == 0
+        assert server.n_requests > n_asked and judged()["system_prompt"] is not None
+        n_asked = server.n_requests
+        assert benchmark("--methods", "none", "answer", "system_prompt", *judge) == 0
+        assert server.n_requests == n_asked
+    assert benchmark("--methods", "answer") == 0  # what was scored stays in the table
+    assert judged()["answer"] is not None
+
+
+def test_what_the_judge_did_not_score_is_left_for_the_same_command(
+    benchmark: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fail = [True]
+    with JudgeServer(lambda request: Response(status=400) if fail[0] and request.answer else Response("3")) as server:
+        words = ["--methods", "answer", "--judge_model", "m", "--base_url", server.url]
+        assert benchmark(*words) == 1
+        captured = capsys.readouterr()
+        assert "answers have no score yet; to go on, run: " in captured.err
+        assert "answer" in captured.out and "judge" not in captured.out  # the rest of the table is there
+        fail[0] = False
+        assert benchmark(*words) == 0
+        assert "judge" in capsys.readouterr().out
+
+
 # --- statistics ---
 
 
@@ -389,7 +454,8 @@ def planted(root: Path, effects: dict[str, float]) -> Results:
             "texts": [[-1.0], [-1.0], [-1.5]],
             "free_metric": None,
             "distinct_2": [[0.5, None], [0.9], [0.7]],
-            "examples": [],
+            "questions": [],
+            "answers": [[], [], []],
             "tokens_per_second": [8.0, 10.0, 10.0],
             "mmlu": column,
             "truthful_qa": column,
@@ -443,5 +509,5 @@ def test_two_processes_find_what_one_finds(root: Path, tiny_checkpoint: Path) ->
         assert [side["p95"] for side in together["kl"]] == pytest.approx(
             [side["p95"] for side in alone["kl"]], abs=1e-4
         )
-        assert together["examples"] == alone["examples"]
+        assert together["answers"] == alone["answers"]
         assert together.get("layer") == alone.get("layer")

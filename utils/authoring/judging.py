@@ -13,7 +13,7 @@ from utils.authoring.answers import Answer
 from utils.authoring.asking import WRITE_TOKENS, PairsPart, Part, QuestionsPart, parts_of
 from utils.authoring.filtering import Grades
 from utils.authoring.grading import ASPECTS, Aspect
-from utils.authoring.request import AuthoringRequest, JudgeFlags, UnfinishedError
+from utils.authoring.request import AuthoringRequest, UnfinishedError
 from utils.authoring.written import N_QUESTIONS, Written, save_written
 from utils.authoring.written_pairs import save_written_pairs
 from utils.cli.progress import progress
@@ -25,6 +25,7 @@ from utils.files.writing import write_json
 from utils.judge.access import Access, find_key
 from utils.judge.client import BudgetSpentError, Judge, Reply, RequestFailedError
 from utils.judge.cost import Budget
+from utils.judge.requests import JudgeFlags
 from utils.judge.score_files import answer_key
 from utils.judge.tally import Tally
 

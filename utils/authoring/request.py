@@ -11,7 +11,7 @@ from utils.data.published import KNOWLEDGE_SETS
 from utils.data.splitting import MIN_PAIRS
 from utils.errors import UserError
 from utils.files.redaction import redact
-from utils.judge.cost import Price
+from utils.judge.requests import JudgeFlags
 from utils.model.checkpoints import ModelChoice
 from utils.paths import REPOSITORY, DataPaths
 from utils.settings import VectorKind
@@ -30,25 +30,6 @@ MAX_SENTENCE = 200
 
 class UnfinishedError(Exception):
     """Requests failed or were not sent, so that a step is not done; what came is kept. Its message is to be shown."""
-
-
-@dataclass(frozen=True)
-class JudgeFlags:
-    """The model that writes and grades, and how it is asked."""
-
-    model: str
-    base_url: str
-    price: Price | None
-    max_cost: float | None = None
-    """In US dollars; None for no limit."""
-    concurrency: int = 10
-    timeout: float = 60.0
-    """Of one request, in seconds."""
-    max_retries: int = 6
-
-    def __post_init__(self) -> None:
-        if self.max_cost is not None and self.price is None:
-            raise UserError(f"--max_cost: the price of {self.model!r} is not known; give it with --price IN OUT")
 
 
 @dataclass(frozen=True)

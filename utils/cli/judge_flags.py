@@ -1,18 +1,21 @@
 """Flags that name a judge model and say how it is asked."""
 
 import argparse
+import os
 
 from utils.cli import values
-from utils.judge.cost import DEFAULT_JUDGE
+from utils.judge.access import check_base_url
+from utils.judge.cost import DEFAULT_JUDGE, Price, price_of
+from utils.judge.requests import JudgeFlags
 
 OPENAI_URL = "https://api.openai.com/v1"
 
 
-def add_judge(parser: argparse.ArgumentParser) -> None:
-    """Flags that name the judge and say how it is asked."""
+def add_judge(parser: argparse.ArgumentParser, default: str | None = DEFAULT_JUDGE) -> None:
+    """Flags that name the judge and say how it is asked; without a default none is asked unless it is named."""
     judge = parser.add_argument_group("judge")
     judge.add_argument(
-        "--judge_model", default=DEFAULT_JUDGE, metavar="NAME", help=f"model that judges (default: {DEFAULT_JUDGE})"
+        "--judge_model", default=default, metavar="NAME", help=f"model that judges (default: {default or 'no judge'})"
     )
     judge.add_argument(
         "--base_url",
@@ -48,4 +51,20 @@ def add_judge(parser: argparse.ArgumentParser) -> None:
         type=values.non_negative_float,
         metavar="USD",
         help="stop before this run costs more, by the tokens that the server reports (default: no limit)",
+    )
+
+
+def judge_flags(args: argparse.Namespace) -> JudgeFlags:
+    """
+    Raises:
+        UserError: If --base_url is no address, or --max_cost stands without a price.
+    """
+    return JudgeFlags(
+        model=args.judge_model,
+        base_url=check_base_url(args.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL),
+        price=Price(*args.price) if args.price else price_of(args.judge_model),
+        max_cost=args.max_cost,
+        concurrency=args.concurrency,
+        timeout=args.timeout,
+        max_retries=args.max_retries,
     )

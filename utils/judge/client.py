@@ -17,8 +17,9 @@ import httpx2
 import openai
 
 from utils.errors import UserError
-from utils.judge.access import Access, is_loopback
+from utils.judge.access import Access, find_key, is_loopback
 from utils.judge.cost import Budget, token_bound
+from utils.judge.requests import JudgeFlags
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +84,16 @@ class Judge:
             self.parameters |= {"logprobs": True, "top_logprobs": top_logprobs}
         self._timeout, self._max_retries = timeout, max_retries
         self._client: openai.AsyncOpenAI | None = None
+
+    @classmethod
+    def of(cls, flags: JudgeFlags, budget: Budget) -> "Judge":
+        """
+        Raises:
+            UserError: If there is no key, and the server is not on loopback.
+        """
+        access = Access(flags.model, flags.base_url, find_key(flags.base_url))
+        log.info("judge: %s at %s", access.model, access.base_url)
+        return cls(access, budget, timeout=flags.timeout, max_retries=flags.max_retries)
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:

@@ -5,9 +5,9 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from utils.behaviors import load_behavior, published_behaviors
+from utils.behaviors import Behavior, load_behavior, published_behaviors
 from utils.errors import UserError
 from utils.judge.cost import Price
 from utils.model.checkpoints import checkpoint_label, choose_model
@@ -79,13 +79,11 @@ class WantedAnswers:
 
 
 @dataclass(frozen=True)
-class JudgeRequest:
-    """What to score, by which judge."""
+class JudgeFlags:
+    """A judge model, and how it is asked."""
 
-    wanted: WantedAnswers
-    judge_model: str
+    model: str
     base_url: str
-    scores_dir: Path
     price: Price | None
     max_cost: float | None = None
     """In US dollars; None for no limit."""
@@ -93,21 +91,33 @@ class JudgeRequest:
     timeout: float = 60.0
     """Of one request, in seconds."""
     max_retries: int = 6
+
+    def __post_init__(self) -> None:
+        if self.max_cost is not None and self.price is None:
+            raise UserError(f"--max_cost: the price of {self.model!r} is not known; give it with --price IN OUT")
+
+    def record(self, behavior: Behavior) -> dict[str, str]:
+        """What tells one judge from another in provenance records."""
+        from utils.judge.prompt import prompt_fingerprint
+
+        return {"judge_model": self.model, "base_url": self.base_url, **prompt_fingerprint(behavior)}
+
+
+@dataclass(frozen=True)
+class JudgeRequest:
+    """What to score, by which judge."""
+
+    wanted: WantedAnswers
+    judge: JudgeFlags
+    scores_dir: Path
     overwrite: bool = False
     retry_unscored: bool = False
     command: str = ""
     """The command line, for the provenance records."""
 
-    def __post_init__(self) -> None:
-        if self.max_cost is not None and self.price is None:
-            raise UserError(f"--max_cost: the price of {self.judge_model!r} is not known; give it with --price IN OUT")
-
-    def record(self, behavior: str) -> dict[str, Any]:
+    def record(self, behavior: str) -> dict[str, str]:
         """What tells one judge from another in provenance records."""
-        from utils.judge.prompt import prompt_fingerprint
-
-        about = load_behavior(self.wanted.paths, behavior)
-        return {"judge_model": self.judge_model, "base_url": self.base_url, **prompt_fingerprint(about)}
+        return self.judge.record(load_behavior(self.wanted.paths, behavior))
 
     def journal_path(self, behavior: str, purpose: "Purpose") -> Path:
         """Where replies are kept until score files are written."""

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 from utils.behaviors import load_behavior
 from utils.files.journal import open_journal, read_entries
-from utils.judge.access import Access, find_key
 from utils.judge.cost import CHARS_PER_TOKEN, Budget, Estimate
 from utils.judge.prompt import messages
 from utils.judge.requests import JudgeRequest
@@ -38,15 +37,13 @@ def plan_all(request: JudgeRequest) -> list[ScorePlan]:
 
 def score_all(request: JudgeRequest, plans: list[ScorePlan]) -> bool:
     """Score what waits and say what came of it; whether nothing is left."""
-    tally, budget = Tally(), Budget(request.price, request.max_cost)
+    tally, budget = Tally(), Budget(request.judge.price, request.judge.max_cost)
     for plan in plans:
         forget_finished(request, plan)
     if any(plan.wanted for plan in plans):
         from utils.judge.client import Judge  # the SDK: only where there is something to ask
 
-        access = Access(request.judge_model, request.base_url, find_key(request.base_url))
-        log.info("judge: %s at %s", access.model, access.base_url)
-        judge = Judge(access, budget, timeout=request.timeout, max_retries=request.max_retries)
+        judge = Judge.of(request.judge, budget)
         for plan in plans:
             for purpose in PURPOSES:
                 score_files(request, judge, plan, purpose, tally)
@@ -66,7 +63,7 @@ def score_files(request: JudgeRequest, judge: "Judge", plan: ScorePlan, purpose:
         plan.n_done += len(asked_for) - len(files)  # another process has scored them meanwhile
         about = load_behavior(request.wanted.paths, plan.behavior)
         scoring = ScoreRun(judge, about, files, journal, {**record, "command": request.command}, tally)
-        scoring.work(request.concurrency)
+        scoring.work(request.judge.concurrency)
         if n_written := len(files) - len(scoring.unfinished):
             log.info("wrote %s: %d score files", request.scores_dir / plan.behavior, n_written)
         still_open = [files[index] for index in scoring.unfinished] + (plan.others if purpose == "score" else [])
@@ -97,11 +94,11 @@ def estimate(request: JudgeRequest, plans: list[ScorePlan]) -> str:
             for key, record in answers.items():
                 if "score" not in kept.get(key, {}):
                     total.add(messages(about, record["question"], record["model_output"]))
-    price = request.price
+    price = request.judge.price
     cost = f"{price.of(total.tokens_in, total.tokens_out):.4f} USD" if price else "unknown cost (give --price IN OUT)"
     n_files = sum(len(plan.wanted) for plan in plans)
     return (
-        f"{n_files} files to score: {total.n_requests} requests to {request.judge_model}, "
+        f"{n_files} files to score: {total.n_requests} requests to {request.judge.model}, "
         f"about {total.tokens_in} tokens in (characters / {CHARS_PER_TOKEN}) and {total.tokens_out} out, roughly {cost}"
     )
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from utils.behaviors import Behavior
 from utils.cli.progress import progress
@@ -11,13 +11,23 @@ from utils.errors import UserError
 from utils.files.journal import Journal
 from utils.judge.client import BudgetSpentError, Judge, Reply, RequestFailedError
 from utils.judge.prompt import MAX_REPLY_CHARS, messages, parse_reply
-from utils.judge.score_files import Record, ScoreFile
+from utils.judge.score_files import Record
 from utils.judge.tally import Tally
 
 log = logging.getLogger(__name__)
 
 MAX_ASKS = 2
 """Of one answer: again once after a reply that is no score."""
+
+
+class ToScore(Protocol):
+    """Answers that are scored together, such as those of a `ScoreFile`."""
+
+    def open_answers(self) -> dict[str, Record]:
+        """Those to be scored, by `answer_key`; each has `question` and `model_output`."""
+
+    def write(self, entries: Mapping[str, Record], run: Mapping[str, Any]) -> None:
+        """Keep the scores: of every open answer the `journal_entry`, by key. `run`: who judged how."""
 
 
 class ScoreRun:
@@ -27,7 +37,7 @@ class ScoreRun:
         self,
         judge: Judge,
         behavior: Behavior,
-        files: Sequence[ScoreFile],
+        files: Sequence[ToScore],
         journal: Journal,
         record: Mapping[str, Any],
         tally: Tally,

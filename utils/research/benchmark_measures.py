@@ -16,6 +16,7 @@ from utils.evaluation.preferences import preferences as answer_preferences
 from utils.model import processes
 from utils.model.answer_scoring import score_rows
 from utils.model.chat_format import AnswerTokens
+from utils.model.conditions import opened
 from utils.model.generation import GenerationRow
 from utils.model.pairs import encode_answer
 from utils.model.side_effects import measure_kl
@@ -116,17 +117,25 @@ def _log_probabilities(model: "LlamaWrapper", ids: Sequence[int], n: int) -> Ten
     return logits.float().log_softmax(-1).cpu()
 
 
+def neutral_texts(paths: "DataPaths") -> list[tuple[str, str]]:
+    """Question and answer of each."""
+    path = neutral_texts_path(paths)
+    return [
+        (record_text(record, "question", path, index), record_text(record, "answer", path, index))
+        for index, record in enumerate(load_records(path, ""))
+    ]
+
+
 def text_log_probabilities(subjects: Sequence[Subject], paths: "DataPaths", n: int) -> FloatArray:
     """Mean log-probability per token of the neutral texts' answers, [n_subjects, n_texts], in nats."""
-    path = neutral_texts_path(paths)
-    records = list(enumerate(load_records(path, "")))[:n]
-    texts = [[record_text(record, key, path, index) for key in ("question", "answer")] for index, record in records]
+    texts = neutral_texts(paths)[:n]
     found = np.empty((len(subjects), len(texts)))
     for place, subject in enumerate(subjects):
         answers = [subject.answer(question, answer) for question, answer in texts]
         for start in range(0, len(answers), ROWS):
             some = answers[start : start + ROWS]
-            scores = score_rows(subject.model.runtime, some, [subject.steering] * len(some))
+            steerings = [opened(subject.model, answer, [subject.steering])[0] for answer in some]
+            scores = score_rows(subject.model.runtime, some, steerings)
             found[place, start : start + ROWS] = scores.double().numpy()
     return found
 
@@ -135,6 +144,7 @@ def text_log_probabilities(subjects: Sequence[Subject], paths: "DataPaths", n: i
 class FreeAnswers:
     """Answers of one subject in its own words."""
 
+    questions: list[str]
     texts: list[str]
     metric: list[float | None]
     """The behavior's own measure of each; empty where it has none."""
@@ -155,6 +165,7 @@ def free_answers(subject: Subject, questions: Sequence[str], n_tokens: int, metr
     measured = [measure_text(text, metric) for text in texts]
     own = measures_of(metric)[:1]
     return FreeAnswers(
+        list(questions),
         texts,
         [_number(own[0].of(one)) for one in measured] if own else [],
         [_number(DISTINCT_2.of(one)) for one in measured],

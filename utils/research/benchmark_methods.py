@@ -7,7 +7,7 @@ runs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -215,6 +215,8 @@ class Method:
     what: str
     make: Callable[..., "Vectors | Both | tuple[Path, Path]"]
     operator: str = "add"
+    is_gated: bool = False
+    """Layer and strength are those without a gate; then only prompts like the behavior's own are steered."""
 
 
 METHODS: Mapping[str, Method] = {
@@ -229,6 +231,7 @@ METHODS: Mapping[str, Method] = {
     "svd": Method("vector", "rank-1 SVD of the differences", rank_1_svd),
     "persona": Method("vector", "own answers under two system prompts", persona),
     "sae": Method("vector", "answer vector filtered by SAE latents", sae_filtered),
+    "gated": Method("vector", "answer vector, only on prompts like the behavior's", answer, is_gated=True),
     "trained": Method("vector", "direction trained on the preference", trained_addition),
     "lora": Method("weights", "LoRA adapters", lora),
     "finetuned": Method("weights", "full fine-tuning", finetuned),
@@ -257,7 +260,7 @@ def method_named(name: str) -> Method:
         raise UserError(
             f"method {name!r}: {base} has no vector for an operator to use; vectors have: {_with_vectors()}"
         )
-    return Method(method.kind, f"{method.what}, operator {operator}", method.make, known_operator(operator))
+    return replace(method, what=f"{method.what}, operator {operator}", operator=known_operator(operator))
 
 
 def _with_vectors() -> str:

@@ -2,29 +2,21 @@
 
 import logging
 
-from utils.errors import UserError
 from utils.figures.entries import ENTRY, report_entry
 from utils.figures.style import log_written
 from utils.files.tables import save_table, with_suffix
 from utils.files.writing import write_json
 from utils.research.benchmark_figures import plot_pareto, plot_ranks
-from utils.research.benchmark_request import BenchmarkRequest
 from utils.research.benchmark_results import Results, transfer_rows
-from utils.research.benchmark_tables import lines, not_run_lines, rank_lines, table_of, transfer_table
+from utils.research.benchmark_tables import lines, rank_lines, table_of, transfer_table
 from utils.settings import VectorKind
 
 log = logging.getLogger(__name__)
 
 
-def write_results(request: BenchmarkRequest) -> list[str]:
-    """Write all of it, from the units that are there; returns lines for the terminal.
-
-    Raises:
-        UserError: If there is no unit that was run.
-    """
-    results = Results(request)
-    if not results.rows:
-        raise UserError("; ".join(["no method could be run", *not_run_lines(results)]))
+def write_results(results: Results) -> list[str]:
+    """Write all of it, from the units that are there; returns lines for the terminal."""
+    request = results.request
     log.info("wrote %s", save_table(request.folder / "results", table_of(results)))
     if results.transfer:
         table = transfer_table(transfer_rows(results.transfer, request.seed))

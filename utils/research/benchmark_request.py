@@ -8,6 +8,7 @@ from typing import Any
 
 from utils.errors import UserError
 from utils.files.reading import read_json, sha256_of
+from utils.judge.requests import JudgeFlags
 from utils.model.checkpoints import ModelChoice
 from utils.paths import DataPaths
 from utils.settings import Side
@@ -76,6 +77,8 @@ class BenchmarkRequest:
     saes: tuple[Path, ...] = ()
     """Of the filtered method: at most one a layer."""
     batch_size: int | None = None
+    judge: JudgeFlags | None = None
+    """Scores the free answers; None where no judge is asked."""
     overwrite: bool = False
     command: str = ""
 
@@ -86,6 +89,10 @@ class BenchmarkRequest:
     def unit_path(self, behavior: str, method: str) -> Path:
         """One method on one behavior."""
         return self.folder / "units" / f"{behavior}__{method}.json"
+
+    def scores_path(self, behavior: str) -> Path:
+        """The judge's scores of the free answers of all methods."""
+        return self.folder / "scores" / f"{behavior}.json"
 
     def describe(self) -> dict[str, Any]:
         """What every unit's numbers depend on, as far as it is known without the model."""

@@ -13,6 +13,8 @@ from utils.evaluation.chosen import holm
 from utils.evaluation.metrics import item_slopes, mean_estimates, steerabilities
 from utils.evaluation.paired_tests import paired_tests
 from utils.files.reading import read_json
+from utils.judge.score_files import answer_key
+from utils.research.benchmark_judge import Scores, answers_of
 from utils.research.benchmark_request import PROMPTS, TRANSFER, finite
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ Unit = Mapping[str, Any]
 MINUS, NONE, PLUS = 0, 1, 2
 """Places of the sides in a unit's columns."""
 N_RANKINGS = 2000
+N_EXAMPLES = 2
+"""Free answers of each side that are shown."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Row:
     """Of the log-odds of the matching letter, both orders of the answers."""
     free_metric: Estimate | None
     """Of the behavior's own measure of free answers."""
+    judge: Estimate | None
+    """Of the judge's scores of free answers, 0 to 10; None where no judge was asked."""
     kl_95: float
     """95th percentile of the per-token KL, on neutral prompts that nothing was chosen on; the larger of both sides."""
     perplexity: float
@@ -101,6 +107,15 @@ class Results:
                         self.transfer[behavior] = unit
                     else:
                         self.units[behavior, method] = unit
+        self.judges: dict[str, Mapping[str, Any]] = {}
+        """By behavior: who scored its free answers, and the scores."""
+        self.read_scores()
+
+    def read_scores(self) -> None:
+        """Take in the judge's scores that are there by now."""
+        paths = {behavior: self.request.scores_path(behavior) for behavior in self.request.behaviors}
+        self.judges = {behavior: read_json(path) for behavior, path in paths.items() if path.exists()}
+        self.__dict__.pop("rows", None)
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -109,7 +124,8 @@ class Results:
         for behavior in self.request.behaviors:
             of_behavior = [unit for (one, _), unit in self.units.items() if one == behavior]
             if of_behavior:
-                found += sorted(_rows(of_behavior, self.request.seed), key=lambda row: -row.effect.value)
+                scores = self.judges.get(behavior, {}).get("scores", {})
+                found += sorted(_rows(of_behavior, scores, self.request.seed), key=lambda row: -row.effect.value)
         return found
 
     def behaviors(self) -> list[str]:
@@ -160,7 +176,10 @@ class Results:
             "not_run": [
                 {key: unit[key] for key in ("behavior", "method", "not_run", "provide")} for unit in self.not_run
             ],
-            "examples": {f"{b}/{m}": unit["examples"] for (b, m), unit in self.units.items()},
+            "judges": {behavior: found["judge"] for behavior, found in self.judges.items()},
+            "examples": {
+                f"{b}/{m}": [side[:N_EXAMPLES] for side in unit["answers"]] for (b, m), unit in self.units.items()
+            },
             "made": next((unit["made"] for unit in self.units.values()), {}),
         }
         found: dict[str, Any] = finite(content)
@@ -170,7 +189,7 @@ class Results:
 # --- one behavior -----------------------------------------------------------------------------------
 
 
-def _rows(units: Sequence[Unit], seed: int) -> list[Row]:
+def _rows(units: Sequence[Unit], scores: Scores, seed: int) -> list[Row]:
     effects = np.stack([item_effects(unit) for unit in units])
     estimates = mean_estimates(effects, seed)
     p_values = paired_tests(effects, seed).p_value
@@ -185,7 +204,7 @@ def _rows(units: Sequence[Unit], seed: int) -> list[Row]:
         if "draws" in unit:
             estimate, p_value = over_draws(np.asarray(unit["draws"], dtype=np.float64))
         versus = None if over is None or i == prompt else over[i]
-        rows.append(_row(unit, estimate, p_value, corrected.get(i, np.nan), versus, seed))
+        rows.append(_row(unit, estimate, p_value, corrected.get(i, np.nan), versus, scores, seed))
     return rows
 
 
@@ -203,7 +222,9 @@ def over_draws(draws: FloatArray) -> tuple[Estimate, float]:
     return Estimate(value, value - half, value + half, n, n), float(stats.ttest_1samp(means, 0.0).pvalue)
 
 
-def _row(unit: Unit, effect: Estimate, p: float, p_holm: float, over: Estimate | None, seed: int) -> Row:
+def _row(
+    unit: Unit, effect: Estimate, p: float, p_holm: float, over: Estimate | None, scores: Scores, seed: int
+) -> Row:
     slopes = item_slopes(np.asarray(unit["preference"], dtype=np.float64), unit["levels"])
     [steerability] = steerabilities(slopes[None], seed)
     items = item_effects(unit)
@@ -228,6 +249,7 @@ def _row(unit: Unit, effect: Estimate, p: float, p_holm: float, over: Estimate |
         over,
         _both_sides(unit["log_odds"], seed),
         _both_sides(unit["free_metric"], seed),
+        _both_sides(_scores(unit, scores), seed),
         max(side["p95"] for side in unit["kl"]),
         float(np.exp((texts[NONE] - texts[[MINUS, PLUS]]).mean(axis=1).max())),
         min((value for value in (distinct[MINUS], distinct[PLUS]) if value is not None), default=None),
@@ -249,7 +271,15 @@ def _both_sides(sides: Sequence[Sequence[float | None]] | None, seed: int) -> Es
     if sides is None:
         return None
     values = np.array(sides, dtype=np.float64)
+    if not np.isfinite(values[PLUS] - values[MINUS]).any():
+        return None
     return mean_estimates((values[PLUS] - values[MINUS])[None], seed)[0]
+
+
+def _scores(unit: Unit, scores: Scores) -> list[list[float | None]] | None:
+    """The judge's scores of each side's answers, [n_sides][n_questions]; None where none of them was scored."""
+    sides = [[scores.get(answer_key(one)) for one in side] for side in answers_of(unit)]
+    return sides if any(one is not None for side in sides for one in side) else None
 
 
 def _change(sides: Sequence[Sequence[float]], seed: int) -> Estimate:

@@ -7,7 +7,7 @@ and the test items are read once. A unit is written when it is whole: an interru
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +16,18 @@ import numpy as np
 from torch import Tensor
 
 from utils.behaviors import list_behaviors
-from utils.data.records import ChoiceItem, TextPair, load_choice_items, load_open_ended_questions, load_text_pairs
+from utils.data.records import (
+    ChoiceItem,
+    TextPair,
+    load_choice_items,
+    load_open_ended_questions,
+    load_text_pairs,
+)
 from utils.errors import UserError
 from utils.files.writing import write_json
 from utils.model import processes
 from utils.research.benchmark_choice import AmountChooser
+from utils.research.benchmark_gate import fit_gate, gate_facts
 from utils.research.benchmark_material import Material, PairStore
 from utils.research.benchmark_measures import (
     FloatArray,
@@ -47,7 +54,6 @@ Load = Callable[[Path], "LlamaWrapper"]
 LEVELS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 """Of the chosen amount."""
 ENDS = (-1.0, 0.0, 1.0)
-N_EXAMPLES = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +152,12 @@ class Benchmark:
         whole: Any = method.make(Material(store, range(len(store.texts))))
         steering = self.chooser.steering_of(whole, method.operator)
         amount = choice.sign * choice.amount
-        subjects = {level: Subject(self.model, steering(choice.layer, level * amount)) for level in LEVELS if level}
+        gate = fit_gate(self.model, self.request, [pair.question for pair in store.texts]) if method.is_gated else None
+        subjects = {
+            level: Subject(self.model, replace(steering(choice.layer, level * amount), condition=gate))
+            for level in LEVELS
+            if level
+        }
         facts = {
             "operator": method.operator,
             **choice.to_json(),
@@ -154,6 +165,9 @@ class Benchmark:
             "vector_norm": float(whole[choice.layer].double().norm()),
             "seconds": {"make": made - started, "choose": chosen - made},
         }
+        if gate is not None:
+            test = [item.question for item in self._test_items(store.behavior)]
+            facts["gate"] = gate_facts(self.model, gate, test_items=test, neutral_prompts=self.chooser.reported[0])
         return Sides({0.0: self.plain, **subjects}, facts)
 
     def _control(self, method: Method, store: PairStore) -> dict[str, Any]:
@@ -200,7 +214,8 @@ class Benchmark:
             "texts": of_each(lambda some: text_log_probabilities(some, paths, sizes.texts).tolist(), ends),
             "free_metric": [one.metric for one in free] if store.known.metric else None,
             "distinct_2": [one.distinct_2 for one in free],
-            "examples": [one.texts[:N_EXAMPLES] for one in free],
+            "questions": free[0].questions,
+            "answers": [one.texts for one in free],
             "tokens_per_second": [one.tokens_per_second for one in free],
             "mmlu": of_each(partial(self._knowledge, "mmlu"), ends),
             "truthful_qa": of_each(partial(self._knowledge, "truthful_qa"), ends),

@@ -7,7 +7,7 @@ from utils.data.estimates import Estimate
 from utils.files.tables import Table
 from utils.research.benchmark_results import Results, Row
 
-_ESTIMATES = ("effect", "slope", "against", "over_prompt", "letters", "free_metric", "mmlu", "truthful_qa")
+_ESTIMATES = ("effect", "slope", "against", "over_prompt", "letters", "free_metric", "judge", "mmlu", "truthful_qa")
 _NUMBERS = ("p_value", "p_holm", "moved_right", "kl_95", "perplexity", "distinct_2", "others", "seconds", "speed")
 NOTES = (
     "effect: log-probability per token of the matching answer minus that of the other, for minus against the behavior",
@@ -45,6 +45,9 @@ def lines(results: Results) -> list[str]:
     """For the terminal."""
     header = ("behavior", "method", "layer", "effect", "p (Holm)", "right", "against", "KL", "ppl x", "MMLU", "others")
     rows: list[tuple[str, ...]] = [header, *(_shown(row) for row in results.rows)]
+    if any(row.judge is not None for row in results.rows):
+        judged = ["judge", *(_with_interval(row.judge) for row in results.rows)]
+        rows = [(*cells, cell) for cells, cell in zip(rows, judged, strict=True)]
     widths = [max(len(row[place]) for row in rows) for place in range(len(header))]
     found = ["  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return [*found, *(f"not run: {line}" for line in not_run_lines(results))]
@@ -56,7 +59,7 @@ def _shown(row: Row) -> tuple[str, ...]:
         row.behavior,
         row.method,
         "-" if row.layer is None else str(row.layer),
-        f"{row.effect.value:+.3f} [{row.effect.low:+.3f}, {row.effect.high:+.3f}]" if row.kind != "none" else "-",
+        _with_interval(row.effect if row.kind != "none" else None),
         "-" if not math.isfinite(p) else f"{p:.4f}",
         "-" if row.kind == "none" else f"{row.moved_right:.0%}",
         "-" if row.kind == "none" else f"{row.against.value:.0%}",
@@ -65,6 +68,10 @@ def _shown(row: Row) -> tuple[str, ...]:
         f"{row.mmlu.value:+.3f}",
         "-" if row.others is None else f"{row.others:.3f}",
     )
+
+
+def _with_interval(estimate: Estimate | None) -> str:
+    return "-" if estimate is None else f"{estimate.value:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
 
 
 def not_run_lines(results: Results) -> list[str]:
