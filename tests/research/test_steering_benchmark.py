@@ -345,19 +345,13 @@ def test_what_is_missing_names_the_command_that_makes_it() -> None:
     assert issubclass(NotRun, UserError)
 
 
-def test_a_gate_that_stays_closed_leaves_every_bit(root: Path) -> None:
+def test_a_gate_keeps_the_effect_and_leaves_other_prompts_alone(root: Path) -> None:
     plain, gated = (unit_of(root, name) for name in ("answer", "gated"))
     assert (gated["layer"], gated["amount"]) == (plain["layer"], plain["amount"])
-    opens = gated["gate"]["opens_on"]
-    assert opens["test_items"] > 0.5
-    assert (
-        np.array(gated["texts"])[0] == pytest.approx(np.array(gated["texts"])[1], abs=1e-5)
-        or opens["neutral_prompts"] > 0
-    )
-    if opens["test_items"] == 1:
-        assert gated["preference"] == pytest.approx(plain["preference"])
-    if opens["neutral_prompts"] == 0:
-        assert [side["p95"] for side in gated["kl"]] == [0, 0, 0] and plain["kl"][0]["p95"] > 0
+    assert gated["gate"]["opens_on"] == {"test_items": 1.0, "neutral_prompts": 0.0}
+    assert np.array(gated["preference"]) == pytest.approx(np.array(plain["preference"]))
+    assert [side["p95"] for side in gated["kl"]] == [0, 0, 0] and min(plain["kl"][0]["p95"], plain["kl"][2]["p95"]) > 0
+    assert gated["texts"][0] == gated["texts"][1] and plain["texts"][0] != plain["texts"][1]
 
 
 # --- the judge ---

@@ -16,7 +16,8 @@ def fingerprint_of(model: "PreTrainedModel", *made_into: str) -> str:
         digest.update(f"{name} {tuple(weights.shape)}".encode())
         if weights.numel() and weights.device.type != "meta":  # as accelerate leaves what it has put on a disk
             places = torch.arange(16, device=weights.device) * (weights.numel() - 1) // 15  # evenly spaced
-            digest.update(weights.detach().flatten()[places].float().cpu().numpy().tobytes())
+            values = weights.detach()[torch.unravel_index(places, weights.shape)]
+            digest.update(values.float().cpu().numpy().tobytes())
     for word in made_into:
         digest.update(word.encode())
     return digest.hexdigest()[:16]

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,10 +10,15 @@ from torch import Tensor, nn
 
 from utils.errors import UserError
 from utils.model.chat_format import PromptTokens
+from utils.model.cpu_layout import lie_by_columns
 from utils.model.steering import RowSteering, Steerings, capture_outputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+FEWEST_COMMON = 8
+"""Tokens that prompts must have in common at their beginning for these to run once."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,7 @@ class DecodingState:
         from utils.model.kv_cache import roomy_cache
 
         self.model, self.layers, self.decoding = model, layers, decoding
+        lie_by_columns(model, len(rows))
         self.rows = list(rows)
         self.steering = RowSteering([row.steering for row in rows], layers)
         self.samplers = [Sampler(row.seed) for row in rows]
@@ -160,7 +167,9 @@ class DecodingState:
     @property
     def can_join(self) -> bool:
         """Whether other rows can come in: not where a layer keeps a window of its own, which rows enter as one."""
-        return all(not getattr(layer, "is_sliding", False) for layer in self.cache.layers)
+        from utils.model.kv_cache import has_windows
+
+        return not has_windows(self.cache)
 
     def join(self, other: "DecodingState") -> None:
         """Take in the rows of another state, behind these; both have run their prompts."""
@@ -176,6 +185,7 @@ class DecodingState:
         self.samplers = [state.samplers[row] for state in (self, other) for row in state.active]
         self.steering = RowSteering([row.steering for row in self.rows], self.layers)
         self.active = list(range(len(self.rows)))
+        lie_by_columns(self.model, len(self.rows))
 
     @property
     def _cached(self) -> list[Any]:
@@ -216,17 +226,29 @@ class SharedPrefixes:
     """What lies before the first steered token, run once for all rows that begin with it."""
 
     def __init__(self, model: "PreTrainedModel", prompts: Sequence[PromptTokens], decoding: Decoding) -> None:
-        from utils.model.kv_cache import roomy_cache
+        from utils.model.kv_cache import copied_rows, has_windows, roomy_cache
 
         unique = list(dict.fromkeys(prompt.ids[: prompt.steer_start] for prompt in prompts))
+        self._model = model
         self._places = {prefix: place for place, prefix in enumerate(unique)}
         self._cache = roomy_cache(model.config, decoding.max_new_tokens)
-        ids, self._mask = left_padded(unique, decoding.pad_id, model.device)
-        positions = (self._mask.cumsum(1) - 1).clamp(min=0)
-        model.get_decoder()(
+        self._mask = torch.ones(1, 0, dtype=torch.long, device=model.device)
+        n_common = 0 if has_windows(self._cache) else _n_common(unique)  # padding would count in a window
+        if n_common >= FEWEST_COMMON:  # such as the system prompt
+            self._run(torch.tensor([unique[0][:n_common]], device=model.device), self._mask.new_ones(1, n_common))
+            self._cache = copied_rows(self._cache, torch.zeros(len(unique), dtype=torch.long))
+        else:
+            n_common = 0
+        self._mask = self._mask.expand(len(unique), -1)
+        self._run(*left_padded([prefix[n_common:] for prefix in unique], decoding.pad_id, model.device))
+
+    def _run(self, ids: Tensor, mask: Tensor) -> None:
+        """Append tokens [batch, n] to the cache."""
+        self._mask = torch.cat([self._mask, mask], dim=1)
+        self._model.get_decoder()(
             input_ids=ids,
             attention_mask=self._mask,
-            position_ids=positions,
+            position_ids=(self._mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :],
             past_key_values=self._cache,
             use_cache=True,
         )
@@ -246,6 +268,14 @@ class SharedPrefixes:
 
         index = torch.tensor([self._places[prompt.ids[: prompt.steer_start]] for prompt in prompts])
         return copied_rows(self._cache, index), self._mask[index.to(self._mask.device)]
+
+
+def _n_common(prefixes: Sequence[tuple[int, ...]]) -> int:
+    """Tokens that all of several prefixes begin with; each keeps one of its own."""
+    if len(prefixes) < 2:
+        return 0
+    columns = zip(*(prefix[:-1] for prefix in prefixes), strict=False)
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
 
 
 def _can_share(prompts: Sequence[PromptTokens]) -> bool:

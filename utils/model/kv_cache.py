@@ -86,6 +86,11 @@ def roomy_cache(config: "PretrainedConfig", room: int) -> DynamicCache:
     return cache
 
 
+def has_windows(cache: DynamicCache) -> bool:
+    """Whether a layer keeps only the last tokens, in which padding counts."""
+    return any(getattr(layer, "is_sliding", False) for layer in cache.layers)
+
+
 def copied_rows(cache: DynamicCache, index: Tensor) -> DynamicCache:
     """A cache with copies of some rows of another, which stays as it is.
 

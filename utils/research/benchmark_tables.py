@@ -48,7 +48,7 @@ def lines(results: Results) -> list[str]:
     if any(row.judge is not None for row in results.rows):
         judged = ["judge", *(_with_interval(row.judge) for row in results.rows)]
         rows = [(*cells, cell) for cells, cell in zip(rows, judged, strict=True)]
-    widths = [max(len(row[place]) for row in rows) for place in range(len(header))]
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     found = ["  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return [*found, *(f"not run: {line}" for line in not_run_lines(results))]
 
