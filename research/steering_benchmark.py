@@ -30,7 +30,7 @@ from utils.model import processes
 from utils.model.checkpoints import check_layers
 from utils.model.shapes import model_shape
 from utils.research.benchmark_methods import DEFAULT_METHODS, METHODS, QUICK_METHODS, method_named
-from utils.research.benchmark_request import QUICK, BenchmarkRequest, Sizes
+from utils.research.benchmark_request import QUICK, WHOLE, BenchmarkRequest, Sizes
 
 log = logging.getLogger(__name__)
 
@@ -53,13 +53,15 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"of: {', '.join(METHODS)}; vectors also as NAME+OPERATOR (default: all but lora and finetuned; with "
         f"--quick {', '.join(QUICK_METHODS)})",
     )
-    parser.add_argument("--quick", action="store_true", help="two behaviors, six methods, few items")
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument("--quick", action="store_true", help="two behaviors, six methods, few items")
+    sizes.add_argument("--whole", action="store_true", help="all test items, and several times as many of the rest")
     parser.add_argument(
         "--transfer",
         action="store_true",
         help="also make the answer vector under each system prompt (none, for, against) and test it under each",
     )
-    add_layers(parser, "four layers from 45 to 60 percent of the model's depth; with --quick two")
+    add_layers(parser, "three layers from 45 to 60 percent of the model's depth; with --quick two")
     parser.add_argument(
         "--kl",
         type=values.positive_float,
@@ -94,7 +96,7 @@ def build_request(args: argparse.Namespace) -> BenchmarkRequest:
         method_named(name)
     if choice.use_base_model and any(METHODS[name.partition("+")[0]].kind == "framing" for name in methods):
         raise UserError("system prompts and examples need a chat model; leave --use_base_model out")
-    layers = args.layers or middle_layers(n_layers, 2 if args.quick else 4)
+    layers = args.layers or middle_layers(n_layers, 2 if args.quick else 3)
     return BenchmarkRequest(
         paths=data_paths(args),
         choice=choice,
@@ -102,7 +104,7 @@ def build_request(args: argparse.Namespace) -> BenchmarkRequest:
         methods=methods,
         layers=tuple(check_layers(layers, n_layers, choice.label)),
         kl=args.kl,
-        sizes=QUICK if args.quick else Sizes(),
+        sizes=QUICK if args.quick else WHOLE if args.whole else Sizes(),
         seed=args.seed,
         saes=tuple(args.saes),
         judge=judge_flags(args) if args.judge_model else None,

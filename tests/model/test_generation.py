@@ -139,6 +139,31 @@ def test_equal_prompts_run_once_up_to_the_first_steered_token() -> None:
     assert all(shape == (len(rows), 1) for shape in shapes[1:])
 
 
+@pytest.mark.parametrize("architecture", EVERY_KIND)
+def test_what_all_prompts_begin_with_runs_once(architecture: str) -> None:
+    wrapper = build_wrapper(architecture)
+    encode = wrapper.chat_format.encode
+    prompts = [encode(question, None, "Be the sea, the cat and the owl of the day.") for question in QUESTIONS]
+    rows = [GenerationRow(prompt, Steering(1, 2.0, random_vector(1))) for prompt in prompts]
+    shapes: list[tuple[int, int]] = []
+    handle = decoder_blocks(wrapper.model)[0].register_forward_hook(
+        lambda _, __, output: shapes.append(tuple(output.shape[:2]))
+    )
+    together = dict(wrapper.generate(rows, N_NEW))
+    handle.remove()
+    columns = zip(*(prompt.ids for prompt in prompts), strict=False)
+    n_common = next(place for place, column in enumerate(columns) if len(set(column)) > 1)
+    longest = max(prompt.steer_start for prompt in prompts)
+    if architecture == WINDOWED:
+        assert shapes[0] == (3, longest)
+    else:
+        assert n_common > 8 and shapes[:2] == [(1, n_common), (3, longest - n_common)]
+    assert [together[i].token_ids for i in range(3)] == [
+        continued_by_hand(wrapper, row.prompt, row.steering)
+        for row in rows  # type: ignore[arg-type]
+    ]
+
+
 # --- where an answer ends ---
 
 

@@ -18,27 +18,39 @@ from utils.settings import Side
 class Sizes:
     """How much is measured."""
 
-    items: int | None = None
+    items: int | None = 24
     """Test items of each behavior, the first ones; None for all."""
-    validation: int | None = None
+    validation: int | None = 16
     """Validation items; None for all."""
-    lettered: int = 40
+    lettered: int = 12
     """Of them, those that are asked as lettered questions, too."""
-    neutral: int = 12
+    neutral: int = 8
     """Neutral prompts on which the amount is solved; as many others are reported."""
-    free: int = 16
+    free: int = 8
     """Open-ended questions, answered freely."""
-    free_tokens: int = 32
-    knowledge: int = 40
+    free_tokens: int = 24
+    knowledge: int = 12
     """Questions of MMLU and of TruthfulQA each."""
-    others: int = 6
+    others: int = 1
     """Test items of each other behavior."""
-    texts: int = 24
+    texts: int = 10
     """Neutral texts whose perplexity is measured."""
-    draws: int = 5
+    draws: int = 6
     """Of the controls (random vectors, permuted labels)."""
 
 
+WHOLE = Sizes(
+    items=None,
+    validation=None,
+    lettered=40,
+    neutral=12,
+    free=16,
+    free_tokens=32,
+    knowledge=40,
+    others=6,
+    texts=24,
+    draws=8,
+)
 QUICK = Sizes(
     items=16,
     validation=12,
