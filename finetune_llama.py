@@ -6,7 +6,7 @@ LoRA adapters that are merged into the weights. Held-out questions are scored be
 processes: accelerate launch finetune_llama.py ...; a run that was interrupted goes on when it is started again.
 
 Reads:   datasets/generate/<behavior>/generate_dataset.json, datasets/test/<behavior>/test_dataset_ab.json
-Writes:  finetuned_models/<behavior>_{pos,neg}_finetune_{all,<layer>}.pt
+Writes:  finetuned_models/<behavior>_{pos,neg}_finetune_{all,<layer>}.pt (--lora: ..._lora.pt)
          finetune_logs/<behavior>_{pos,neg}_finetune_{all,<layer>}.{txt,png,pdf}
 Example: ./finetune_llama.py --behavior refusal --direction pos --model_size 135m
 """

@@ -158,7 +158,7 @@ def test_merged_adapters_change_the_matrices_of_their_blocks_by_their_rank(
 ) -> None:
     where = [] if layer is None else ["--layer", str(layer)]
     assert finetune(parity_root, "--lora", "--lora_rank", "3", *where, "--lr", "1e-2") == 0
-    name = f"refusal_pos_finetune_{'all' if layer is None else layer}"
+    name = f"refusal_pos_finetune_{'all' if layer is None else layer}_lora"
     before, after = untouched_weights(), saved_weights(parity_root, name)
     layers = range(N_LAYERS) if layer is None else [layer]
     assert changed(before, after) == {f"model.layers.{i}.{matrix}" for i in layers for matrix in BLOCK_MATRICES}

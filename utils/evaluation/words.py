@@ -129,7 +129,7 @@ def against_the_name(behaviors: Sequence[str], result_type: ResultType) -> str:
 
 # --- conditions --------------------------------------------------------------------------------------
 
-_WEIGHTS_NAME = re.compile(r"(?:.*-)?[A-Za-z-]+_(pos|neg)_finetune_(all|\d+)\.pt")
+_WEIGHTS_NAME = re.compile(r"(?:.*-)?[A-Za-z-]+_(pos|neg)_finetune_(all|\d+)(_lora)?\.pt")
 
 
 def condition_label(at: SteeringSettings) -> str:
@@ -187,8 +187,9 @@ def weights_label(name: str) -> str:
     match = _WEIGHTS_NAME.fullmatch(name)
     if match is None:
         return name
-    at_layer = "" if match.group(2) == "all" else f" (layer {match.group(2)})"
-    return WEIGHTS_LABELS[match.group(1)] + at_layer
+    details = [] if match.group(2) == "all" else [f"layer {match.group(2)}"]
+    details += ["LoRA"] if match.group(3) else []
+    return WEIGHTS_LABELS[match.group(1)] + (f" ({', '.join(details)})" if details else "")
 
 
 def are_positive_weights(name: str) -> bool:

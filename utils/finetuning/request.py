@@ -26,6 +26,12 @@ def default_lr(optimizer: str, *, few_weights: bool) -> float:
     return ADAMW_LR_OF_FEW if few_weights else ADAMW_LR
 
 
+def finetuned_name(behavior: str, direction: Side, layer: int | None = None, *, is_lora: bool = False) -> str:
+    """Of the weights file and the log, without their ends."""
+    part = "all" if layer is None else str(layer)
+    return f"{behavior}_{direction}_finetune_{part}{'_lora' if is_lora else ''}"
+
+
 @dataclass(frozen=True)
 class FinetuneSettings:
     """What one fine-tuning computes; two runs with equal settings and data give equal weights."""
@@ -55,7 +61,7 @@ class FinetuneSettings:
     @property
     def name(self) -> str:
         """Of the weights file and the log."""
-        return f"{self.behavior}_{self.direction}_finetune_{'all' if self.layer is None else self.layer}"
+        return finetuned_name(self.behavior, self.direction, self.layer, is_lora=self.lora_rank is not None)
 
 
 @dataclass(frozen=True)

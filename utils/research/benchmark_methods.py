@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from utils.errors import UserError
-from utils.files.provenance import read_folder_provenance
-from utils.settings import VectorKind, known_operator
+from utils.finetuning.request import finetuned_name
+from utils.settings import Side, VectorKind, known_operator
 from utils.vectors.files import generate_command
 
 if TYPE_CHECKING:
@@ -192,11 +192,11 @@ def lora(material: "Material") -> tuple[Path, Path]:
 
 def _weights(material: "Material", *, lora: bool) -> tuple[Path, Path]:
     """Weights of both sides, as `finetune_llama.py` leaves them."""
-    paths, sides = material.request.paths, ("pos", "neg")
-    files = [paths.finetuned_weights(f"{material.behavior}_{side}_finetune_all") for side in sides]
+    paths = material.request.paths
+    sides: tuple[Side, Side] = ("pos", "neg")
+    files = [paths.finetuned_weights(finetuned_name(material.behavior, side, is_lora=lora)) for side in sides]
     for side, path in zip(sides, files, strict=True):
-        runs = read_folder_provenance(path.parent) if path.exists() else {}
-        if path.name not in runs or (runs[path.name].get("lora_rank") is not None) != lora:
+        if not path.exists():
             words: Sequence[object] = ["--behavior", material.behavior, "--direction", side]
             words = [*words, *(["--lora"] if lora else []), *material.request.choice.command_words]
             what = "LoRA adapters" if lora else "fully fine-tuned weights"
