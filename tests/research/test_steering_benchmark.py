@@ -330,6 +330,18 @@ def test_training_finds_a_direction_that_moves_the_preference_more(root: Path) -
     assert (found[2] - found[3]).mean() > 1.1 * (found[0] - found[1]).mean() > 0
 
 
+def test_permuted_labels_turn_half_of_the_pairs(root: Path) -> None:
+    material = Material(PairStore(request_of(root), build_wrapper(), "the-sea"), range(12))
+    positive, negative = material.tables("answer", 2)
+    differences = positive - negative
+    signs = [  # in which each pair's difference goes into the mean
+        torch.linalg.lstsq(differences.T.double(), 12 * METHODS["permuted"].make(material, draw)[2].double()).solution  # type: ignore[index,call-overload,union-attr]
+        for draw in range(5)
+    ]
+    assert all(found.round().tolist().count(-1) == 6 and found.round().tolist().count(1) == 6 for found in signs)
+    assert len({tuple(found.round().tolist()) for found in signs}) == 5
+
+
 def test_permuted_labels_keep_the_pairs_and_lose_their_direction(root: Path) -> None:
     material = Material(PairStore(request_of(root), build_wrapper(), "the-sea"), range(12))
     drawn = [METHODS["permuted"].make(material, draw)[2] for draw in range(40)]  # type: ignore[index,call-overload]

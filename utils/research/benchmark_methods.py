@@ -147,11 +147,16 @@ def random_vector(material: "Material", draw: int) -> Vectors:
 
 
 def permuted_labels(material: "Material", draw: int) -> Vectors:
-    """The answer vector of pairs in which a coin says which answer counts as matching."""
+    """The answer vector of pairs of which half, drawn by lot, count the other answer as matching.
+
+    Exactly half: with a coin for each pair some of the true direction would be left, and the budget scales it up.
+    """
     import torch
 
     generator = torch.Generator().manual_seed(1000 * material.request.seed + draw)
-    signs = torch.randint(0, 2, (material.n_pairs, 1), generator=generator) * 2 - 1
+    turned = torch.randperm(material.n_pairs, generator=generator)[: material.n_pairs // 2]
+    signs = torch.ones(material.n_pairs, 1)
+    signs[turned] = -1
     return material.by_layer("answer", lambda positive, negative: ((positive - negative) * signs).mean(dim=0))
 
 

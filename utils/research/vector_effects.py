@@ -19,10 +19,9 @@ from utils.data.records import TextPair
 from utils.evaluation.choice import Effects
 from utils.evaluation.metrics import mean_estimates
 from utils.evaluation.paired_tests import paired_tests
+from utils.evaluation.preferences import answer_pair
 from utils.files.journal import open_journal
 from utils.model import processes
-from utils.model.answer_scoring import AnswerPair
-from utils.model.pairs import encode_answer
 from utils.model.steering import Steering
 from utils.research.svd_components import FloatArray
 from utils.vectors.norms import multiplier_of_strength
@@ -58,10 +57,7 @@ def measure_effects(model: "LlamaWrapper", steerings: Sequence[Steering], scorin
 
     Several processes share the items, and each gets all.
     """
-    pairs = [
-        AnswerPair(*(encode_answer(model.chat_format, item.question, text) for text in (item.matching, item.other)))
-        for item in scoring.items
-    ]
+    pairs = [answer_pair(model.chat_format, item) for item in scoring.items]
     signed = [replace(one, multiplier=sign * one.multiplier) for one in steerings for sign in (1, -1)]
     run = {**scoring.depends_on, "fingerprint": model.fingerprint, "processes": processes.count()}
     run["steerings"] = [(one.layer, one.multiplier, _digest(one.vector)) for one in signed]
