@@ -154,7 +154,7 @@ def test_what_all_prompts_begin_with_runs_once(architecture: str) -> None:
     columns = zip(*(prompt.ids for prompt in prompts), strict=False)
     n_common = next(place for place, column in enumerate(columns) if len(set(column)) > 1)
     longest = max(prompt.steer_start for prompt in prompts)
-    if architecture == WINDOWED:
+    if architecture in (WINDOWED, "gemma2", "gemma3"):  # padding would count in their windows
         assert shapes[0] == (3, longest)
     else:
         assert n_common > 8 and shapes[:2] == [(1, n_common), (3, longest - n_common)]

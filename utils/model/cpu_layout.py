@@ -22,8 +22,9 @@ def lie_by_columns(model: "PreTrainedModel", n_rows: int) -> None:
     """
     if n_rows < FEWEST_ROWS or not torch.backends.mkl.is_available():
         return
+    embedding = model.get_input_embeddings().weight
     for module in model.modules():
-        if type(module) is not nn.Linear:
+        if type(module) is not nn.Linear or module.weight is embedding:  # tied weights could not be saved
             continue
         weight = module.weight
         if weight.device.type != "cpu" or weight.dtype != torch.float32 or weight.stride(0) == 1:
