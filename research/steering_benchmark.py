@@ -140,14 +140,13 @@ def run(args: argparse.Namespace) -> int:
     from utils.research.benchmark_tables import not_run_lines
 
     results = Results(request)
-    if not results.rows:
+    if not results.units:
         raise UserError("; ".join(["no method could be run", *not_run_lines(results)]))
     is_judged = True
     if request.judge:
         from utils.research.benchmark_judge import judge_answers
 
         is_judged = judge_answers(results, request.judge, request.command)
-        results.read_scores()
     sys.stdout.write("".join(f"{line}\n" for line in write_results(results)))
     n_units = len(request.behaviors) * len(request.methods)
     log.info("measured %d units, took %d that were there", n_waiting, n_units - n_waiting)

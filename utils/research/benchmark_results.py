@@ -107,15 +107,12 @@ class Results:
                         self.transfer[behavior] = unit
                     else:
                         self.units[behavior, method] = unit
-        self.judges: dict[str, Mapping[str, Any]] = {}
-        """By behavior: who scored its free answers, and the scores."""
-        self.read_scores()
 
-    def read_scores(self) -> None:
-        """Take in the judge's scores that are there by now."""
+    @cached_property
+    def judges(self) -> dict[str, Mapping[str, Any]]:
+        """By behavior: who scored its free answers, and the scores; as they are when first asked for."""
         paths = {behavior: self.request.scores_path(behavior) for behavior in self.request.behaviors}
-        self.judges = {behavior: read_json(path) for behavior, path in paths.items() if path.exists()}
-        self.__dict__.pop("rows", None)
+        return {behavior: read_json(path) for behavior, path in paths.items() if path.exists()}
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -129,7 +126,8 @@ class Results:
         return found
 
     def behaviors(self) -> list[str]:
-        return list(dict.fromkeys(row.behavior for row in self.rows))
+        """Those with a unit that was run."""
+        return list(dict.fromkeys(behavior for behavior, _ in self.units))
 
     @cached_property
     def ranks(self) -> dict[str, Estimate]:
@@ -276,10 +274,9 @@ def _both_sides(sides: Sequence[Sequence[float | None]] | None, seed: int) -> Es
     return mean_estimates((values[PLUS] - values[MINUS])[None], seed)[0]
 
 
-def _scores(unit: Unit, scores: Scores) -> list[list[float | None]] | None:
-    """The judge's scores of each side's answers, [n_sides][n_questions]; None where none of them was scored."""
-    sides = [[scores.get(answer_key(one)) for one in side] for side in answers_of(unit)]
-    return sides if any(one is not None for side in sides for one in side) else None
+def _scores(unit: Unit, scores: Scores) -> list[list[float | None]]:
+    """The judge's scores of each side's answers, [n_sides][n_questions]."""
+    return [[scores.get(answer_key(one)) for one in side] for side in answers_of(unit)]
 
 
 def _change(sides: Sequence[Sequence[float]], seed: int) -> Estimate:

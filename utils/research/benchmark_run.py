@@ -16,13 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from utils.behaviors import list_behaviors
-from utils.data.records import (
-    ChoiceItem,
-    TextPair,
-    load_choice_items,
-    load_open_ended_questions,
-    load_text_pairs,
-)
+from utils.data.records import ChoiceItem, TextPair, load_choice_items, load_open_ended_questions, load_text_pairs
 from utils.errors import UserError
 from utils.files.writing import write_json
 from utils.model import processes
