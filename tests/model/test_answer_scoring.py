@@ -37,8 +37,8 @@ ANSWERS = (
 STEERINGS: list[Steerings] = [None, *random_steerings((0, 2, 3), (-1.0, 1.5)), None]
 
 
-def pairs_of(wrapper: LlamaWrapper) -> list[AnswerPair]:
-    encode = partial(encode_answer, wrapper.chat_format)
+def pairs_of(wrapper: LlamaWrapper, system_prompt: str | None = None) -> list[AnswerPair]:
+    encode = partial(encode_answer, wrapper.chat_format, system_prompt=system_prompt)
     return [
         AnswerPair(encode(question, matching), encode(question, other))
         for question, (matching, other) in zip(QUESTIONS, ANSWERS, strict=True)
@@ -68,6 +68,15 @@ def test_scores_are_the_mean_log_probabilities_of_the_answers_tokens(architectur
         torch.testing.assert_close(scores[index], expected(wrapper, pair, STEERINGS), rtol=1e-4, atol=1e-5)
         assert all(not torch.allclose(one, two, rtol=1e-4) for one, two in combinations(scores[index][:-1], 2))
     assert count_hooks(wrapper.model) == 0
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, WINDOWED, LONGROPE])
+def test_a_system_prompt_that_all_questions_share_changes_no_score(architecture: str) -> None:
+    wrapper = build_wrapper(architecture)
+    pairs = pairs_of(wrapper, "You are the sea, and that is not the answer to the user.")
+    scores = dict(wrapper.score_answers(pairs, STEERINGS))
+    for index, pair in enumerate(pairs):
+        torch.testing.assert_close(scores[index], expected(wrapper, pair, STEERINGS), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])

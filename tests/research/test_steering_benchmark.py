@@ -116,6 +116,23 @@ def benchmark(root: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 EVERY = ("none", "system_prompt", "letter", "answer", "answer+clamp", "persona", "sae", "lora", "random", "permuted")
 
 
+def test_the_model_as_it_is_is_measured_once_for_all_methods(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    benchmark = benchmark_run.Benchmark(build_wrapper(), request_of(root), no_weights)
+    measured: list[int] = []
+    real = benchmark_run.text_log_probabilities
+
+    def counted(subjects: Sequence[Subject], paths: DataPaths, n: int) -> Any:
+        measured.append(len(subjects))
+        return real(subjects, paths, n)
+
+    monkeypatch.setattr(benchmark_run, "text_log_probabilities", counted)
+    answer, pca, none = (benchmark.unit("the-sea", name) for name in ("answer", "pca", "none"))
+    assert measured == [3, 2, 0]
+    for column in ("texts", "mmlu", "answers"):
+        assert answer[column][1] == pca[column][1] == none[column][0] == none[column][2]
+        assert answer[column][0] != answer[column][1]
+
+
 def test_a_whole_run_says_what_holds_and_what_was_not_run(
     benchmark: Callable[..., int], root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

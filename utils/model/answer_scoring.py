@@ -24,8 +24,9 @@ from transformers import DynamicCache
 from utils.model import processes
 from utils.model.architectures import logit_scale
 from utils.model.chat_format import AnswerTokens
-from utils.model.generation import left_padded
 from utils.model.packing import LayerInputs
+from utils.model.padding import left_padded
+from utils.model.prefixes import run_prefixes
 from utils.model.runtime import Runtime
 from utils.model.steering import (
     RowSteering,
@@ -216,20 +217,8 @@ class BaseRows:
         self.targets = torch.tensor([token for answer in answers for token in answer.ids[answer.steer_start + 1 :]])
         self.counts = torch.tensor([len(tail) for tail in tails])
         prefixes = [pair.matching.ids[: pair.matching.steer_start] for pair in pairs]
-        self._prefix, prefix_mask = self._run_prefixes(prefixes)
-        self._mask = self._build_mask(prefix_mask.repeat_interleave(self._rows_per_prefix, dim=0), length)
-
-    def _run_prefixes(self, prefixes: Sequence[Sequence[int]]) -> tuple[DynamicCache, Tensor]:
-        ids, mask = left_padded(prefixes, self.runtime.pad_id, self.runtime.device)
-        cache = DynamicCache()
-        self.runtime.model.get_decoder()(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        return cache, mask.bool()
+        self._prefix, prefix_mask = run_prefixes(runtime.model, prefixes, DynamicCache(), runtime.pad_id)
+        self._mask = self._build_mask(prefix_mask.bool().repeat_interleave(self._rows_per_prefix, dim=0), length)
 
     def _build_mask(self, prefix_mask: Tensor, length: int) -> Tensor:
         """Every tail token sees its prefix and the tail up to itself, [rows, 1, length, prefix + length]."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,14 +10,11 @@ from torch import Tensor, nn
 from utils.errors import UserError
 from utils.model.chat_format import PromptTokens
 from utils.model.cpu_layout import lie_by_columns
+from utils.model.padding import left_padded
 from utils.model.steering import RowSteering, Steerings, capture_outputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-FEWEST_COMMON = 8
-"""Tokens that prompts must have in common at their beginning for these to run once."""
 
 
 @dataclass(frozen=True)
@@ -226,32 +222,13 @@ class SharedPrefixes:
     """What lies before the first steered token, run once for all rows that begin with it."""
 
     def __init__(self, model: "PreTrainedModel", prompts: Sequence[PromptTokens], decoding: Decoding) -> None:
-        from utils.model.kv_cache import copied_rows, has_windows, roomy_cache
+        from utils.model.kv_cache import roomy_cache
+        from utils.model.prefixes import run_prefixes
 
         unique = list(dict.fromkeys(prompt.ids[: prompt.steer_start] for prompt in prompts))
-        self._model = model
         self._places = {prefix: place for place, prefix in enumerate(unique)}
-        self._cache = roomy_cache(model.config, decoding.max_new_tokens)
-        self._mask = torch.ones(1, 0, dtype=torch.long, device=model.device)
-        n_common = 0 if has_windows(self._cache) else _n_common(unique)  # padding would count in a window
-        if n_common >= FEWEST_COMMON:  # such as the system prompt
-            self._run(torch.tensor([unique[0][:n_common]], device=model.device), self._mask.new_ones(1, n_common))
-            self._cache = copied_rows(self._cache, torch.zeros(len(unique), dtype=torch.long))
-        else:
-            n_common = 0
-        self._mask = self._mask.expand(len(unique), -1)
-        self._run(*left_padded([prefix[n_common:] for prefix in unique], decoding.pad_id, model.device))
-
-    def _run(self, ids: Tensor, mask: Tensor) -> None:
-        """Append tokens [batch, n] to the cache."""
-        self._mask = torch.cat([self._mask, mask], dim=1)
-        self._model.get_decoder()(
-            input_ids=ids,
-            attention_mask=self._mask,
-            position_ids=(self._mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :],
-            past_key_values=self._cache,
-            use_cache=True,
-        )
+        cache = roomy_cache(model.config, decoding.max_new_tokens)
+        self._cache, self._mask = run_prefixes(model, unique, cache, decoding.pad_id)
 
     @classmethod
     def of_all(
@@ -270,14 +247,6 @@ class SharedPrefixes:
         return copied_rows(self._cache, index), self._mask[index.to(self._mask.device)]
 
 
-def _n_common(prefixes: Sequence[tuple[int, ...]]) -> int:
-    """Tokens that all of several prefixes begin with; each keeps one of its own."""
-    if len(prefixes) < 2:
-        return 0
-    columns = zip(*(prefix[:-1] for prefix in prefixes), strict=False)
-    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
-
-
 def _can_share(prompts: Sequence[PromptTokens]) -> bool:
     """Whether prompts can run in two parts: what is behind the first steered token is equally long in all of them."""
     n_tails = len({len(prompt) - prompt.steer_start for prompt in prompts})
@@ -287,11 +256,3 @@ def _can_share(prompts: Sequence[PromptTokens]) -> bool:
 def _left_filled(states: Tensor, width: int) -> Tensor:
     """Keys or values [batch, n_heads, seq_len, head_dim], with zeros before them up to `width` tokens."""
     return nn.functional.pad(states, (0, 0, width - states.shape[-2], 0))
-
-
-def left_padded(sequences: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask (1 for real tokens), both [batch, seq_len], padded on the left."""
-    length = max(len(sequence) for sequence in sequences)
-    ids = [[*[pad_id] * (length - len(sequence)), *sequence] for sequence in sequences]
-    mask = [[0] * (length - len(sequence)) + [1] * len(sequence) for sequence in sequences]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

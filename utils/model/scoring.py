@@ -11,8 +11,8 @@ from torch import Tensor
 
 from utils.model import processes
 from utils.model.chat_format import PromptTokens
-from utils.model.generation import left_padded
 from utils.model.packing import PackedBatch, tails_enter_late
+from utils.model.padding import left_padded
 from utils.model.runtime import Runtime
 from utils.model.steering import RowSteering, Steerings, as_tuple, edit_outputs_only
 

@@ -8,9 +8,9 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -48,6 +48,7 @@ Load = Callable[[Path], "LlamaWrapper"]
 LEVELS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 """Of the chosen amount."""
 ENDS = (-1.0, 0.0, 1.0)
+KNOWLEDGE: tuple[Literal["mmlu", "truthful_qa"], ...] = ("mmlu", "truthful_qa")
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +74,8 @@ class Benchmark:
         self.model, self.request, self._load = model, request, load
         self.plain = Subject(model)
         self._store: PairStore | None = None
-        self._unsteered: dict[str, FreeAnswers] = {}
+        self._of_plain: dict[tuple[str, str], Any] = {}
+        """What was measured of the model as it is, by behavior and column: it is the same for every method."""
 
     @cached_property
     def chooser(self) -> AmountChooser:
@@ -189,30 +191,39 @@ class Benchmark:
         levels = sorted(by_level)
         ends = [by_level[level] for level in ENDS]
 
-        def of_each(measure: Callable[[Sequence[Subject]], Sequence[Any]], subjects: Sequence[Subject]) -> list[Any]:
+        def of_each(
+            what: str, measure: Callable[[Sequence[Subject]], Sequence[Any]], subjects: Sequence[Subject]
+        ) -> list[Any]:
             """One entry a subject; one that stands there several times is measured once."""
-            unique = list(dict.fromkeys(subjects))
-            found = dict(zip(unique, measure(unique), strict=True))
+            found: dict[Subject, Any] = {}
+            if (behavior, what) in self._of_plain:
+                found[self.plain] = self._of_plain[behavior, what]
+            new = [subject for subject in dict.fromkeys(subjects) if subject not in found]
+            found |= dict(zip(new, measure(new), strict=True))
+            if self.plain in found:
+                self._of_plain[behavior, what] = found[self.plain]
             return [found[subject] for subject in subjects]
 
         items = self._test_items(behavior)
-        free = of_each(lambda some: [self._free(store, subject) for subject in some], ends)
+        free: list[FreeAnswers] = of_each("free", lambda some: [self._free(store, subject) for subject in some], ends)
         lettered = self._lettered(behavior)
-        found = {
+        knowledge = of_each("knowledge", self._knowledge, ends)
+        found: dict[str, Any] = {
             "levels": levels,
-            "preference": of_each(lambda some: self._preferences(some, items), [by_level[one] for one in levels]),
-            "log_odds": of_each(lambda some: log_odds(some, lettered, both_orders=True).tolist(), ends)
+            "preference": of_each(
+                "preference", lambda some: self._preferences(some, items), [by_level[one] for one in levels]
+            ),
+            "log_odds": of_each("letters", lambda some: log_odds(some, lettered, both_orders=True).tolist(), ends)
             if lettered
             else None,
-            "kl": of_each(self._kl, ends),
-            "texts": of_each(lambda some: text_log_probabilities(some, paths, sizes.texts).tolist(), ends),
+            "kl": of_each("kl", self._kl, ends),
+            "texts": of_each("texts", lambda some: text_log_probabilities(some, paths, sizes.texts).tolist(), ends),
             "free_metric": [one.metric for one in free] if store.known.metric else None,
             "distinct_2": [one.distinct_2 for one in free],
             "questions": free[0].questions,
             "answers": [one.texts for one in free],
             "tokens_per_second": [one.tokens_per_second for one in free],
-            "mmlu": of_each(partial(self._knowledge, "mmlu"), ends),
-            "truthful_qa": of_each(partial(self._knowledge, "truthful_qa"), ends),
+            **{kind: [one[kind] for one in knowledge] for kind in KNOWLEDGE},
             "others": self._others(behavior, ends),
         }
         return {**found, "seconds_to_test": time.perf_counter() - started}
@@ -241,30 +252,34 @@ class Benchmark:
         return found
 
     def _free(self, store: PairStore, subject: Subject) -> FreeAnswers:
-        """Those of the model as it is are the same for every method."""
-        if subject.is_plain(self.model) and store.behavior in self._unsteered:
-            return self._unsteered[store.behavior]
         questions = load_open_ended_questions(self.request.paths.test_dataset(store.behavior, "open_ended"))
         sizes = self.request.sizes
-        answers = free_answers(subject, questions[: sizes.free], sizes.free_tokens, store.known.metric)
-        if subject.is_plain(self.model):
-            self._unsteered[store.behavior] = answers
-        return answers
+        return free_answers(subject, questions[: sizes.free], sizes.free_tokens, store.known.metric)
 
-    def _knowledge(self, kind: Any, subjects: Sequence[Subject]) -> list[list[float]]:
-        """p(correct) of each question, [n_subjects, n_items]."""
-        path = self.request.paths.test_dataset("", kind)
-        items = load_choice_items(path, kind)[: self.request.sizes.knowledge]
-        found: FloatArray = 1 / (1 + np.exp(-log_odds(subjects, items)))
-        return found.tolist()
+    def _knowledge(self, subjects: Sequence[Subject]) -> list[dict[str, list[float]]]:
+        """p(correct) of each question of both sets, for each subject."""
+        n, paths = self.request.sizes.knowledge, self.request.paths
+        items: dict[str, list[ChoiceItem]] = {
+            kind: load_choice_items(paths.test_dataset("", kind), kind)[:n] for kind in KNOWLEDGE
+        }
+        found: FloatArray = 1 / (1 + np.exp(-log_odds(subjects, [item for some in items.values() for item in some])))
+        return [_apart(of_one, items) for of_one in found]
 
     def _others(self, behavior: str, ends: Sequence[Subject]) -> dict[str, list[float]]:
         """The change of every other behavior's preference, for minus against, of each item."""
         n, paths = self.request.sizes.others, self.request.paths
-        found = {}
-        for other in list_behaviors(paths):
-            path = paths.test_dataset(other, "answer_text")
-            if other != behavior and n and path.exists() and ends[0] is not ends[2]:
-                both = preferences([ends[0], ends[2]], load_text_pairs(path)[:n], self.request.batch_size)
-                found[other] = (both[1] - both[0]).tolist()
-        return found
+        tests = {other: paths.test_dataset(other, "answer_text") for other in list_behaviors(paths)}
+        items = {
+            other: load_text_pairs(path)[:n] for other, path in tests.items() if other != behavior and path.exists()
+        }
+        asked = [item for some in items.values() for item in some]
+        if not asked or ends[0] is ends[2]:
+            return {}
+        against, towards = preferences([ends[0], ends[2]], asked, self.request.batch_size)
+        return _apart(towards - against, items)
+
+
+def _apart(values: FloatArray, items: Mapping[str, Sequence[Any]]) -> dict[str, list[float]]:
+    """One value an item, by the sets that the items are of."""
+    ends = np.cumsum([len(some) for some in items.values()])[:-1]
+    return {name: part.tolist() for name, part in zip(items, np.split(values, ends), strict=True)}

@@ -19,7 +19,7 @@ from torch.nn.functional import logsigmoid
 
 from utils.cli.progress import progress
 from utils.model.chat_format import AnswerTokens
-from utils.model.generation import left_padded
+from utils.model.padding import left_padded
 from utils.model.pairs import encode_answer
 from utils.model.steering import RowSteering, Steering
 from utils.vectors.norms import layer_norms

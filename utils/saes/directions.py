@@ -16,7 +16,7 @@ from utils.errors import UserError
 from utils.files.writing import save_tensor, write_json
 from utils.model.ablation import PLACES, References, capture_places
 from utils.model.chat_format import PromptTokens
-from utils.model.generation import left_padded
+from utils.model.padding import left_padded
 from utils.model.steering import capture_outputs
 from utils.saes.prompts import Prompts, SystemPrompt, encode_instruction
 from utils.vectors.estimators import mean_difference
