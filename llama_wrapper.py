@@ -23,7 +23,7 @@ from torch import Tensor
 
 from utils.data.records import AnyPair
 from utils.model import answer_scoring, processes, reading, scoring
-from utils.model.answer_scoring import AnswerPair
+from utils.model.answer_rows import AnswerPair
 from utils.model.batching import CPU_TOKENS_PER_PASS
 from utils.model.bulk import generate_rows
 from utils.model.chat_format import ChatFormat, PromptTokens

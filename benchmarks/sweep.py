@@ -35,7 +35,7 @@ from benchmarks.common import (
 from llama_wrapper import LlamaWrapper
 from utils.behaviors import bundled_behaviors, published_behaviors
 from utils.data.records import load_text_pairs
-from utils.model.answer_scoring import AnswerPair
+from utils.model.answer_rows import AnswerPair
 from utils.model.chat_format import PromptTokens
 from utils.model.pairs import encode_answer
 from utils.model.scoring import probabilities_of

@@ -21,8 +21,8 @@ from tests.models import (
     random_vector,
     steered_logits,
 )
-from utils.model import answer_scoring
-from utils.model.answer_scoring import AnswerPair
+from utils.model import answer_rows, answer_scoring
+from utils.model.answer_rows import AnswerPair
 from utils.model.batching import CPU_TOKENS_PER_PASS
 from utils.model.chat_format import AnswerTokens
 from utils.model.pairs import encode_answer
@@ -114,9 +114,9 @@ def test_combinations_beyond_the_budget_are_taken_in_several_passes(monkeypatch:
     pairs = pairs_of(wrapper)
     many = [None, *random_steerings(range(4), [0.1 * i for i in range(1, 20)])]
     rows: list[int] = []
-    real = answer_scoring.rows_enter_late
+    real = answer_rows.rows_enter_late
     monkeypatch.setattr(
-        answer_scoring, "rows_enter_late", lambda layers, n, found: rows.append(len(found)) or real(layers, n, found)
+        answer_rows, "rows_enter_late", lambda layers, n, found: rows.append(len(found)) or real(layers, n, found)
     )
     scores = dict(wrapper.score_answers(pairs, many))
     shortest = min(max(answer.n_steered - 1 for answer in pair.answers) for pair in pairs)

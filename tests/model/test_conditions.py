@@ -7,7 +7,7 @@ from llama_wrapper import LlamaWrapper
 from tests.models import build_wrapper, random_vector
 from utils.data.records import PromptPair
 from utils.errors import UserError
-from utils.model.answer_scoring import AnswerPair
+from utils.model.answer_rows import AnswerPair
 from utils.model.chat_format import PromptTokens
 from utils.model.conditions import best_threshold, fit_condition, opened, prompt_means
 from utils.model.generation import GenerationRow

@@ -10,7 +10,7 @@ from torch import Tensor
 from llama_wrapper import LlamaWrapper
 from tests.models import D_MODEL, build_wrapper, random_vector
 from utils.errors import UserError
-from utils.model.answer_scoring import AnswerPair
+from utils.model.answer_rows import AnswerPair
 from utils.model.generation import GenerationRow
 from utils.model.operators import NAMES, OPERATORS, Cap, Parts, Rotate, operator_named, second_axis
 from utils.model.pairs import encode_answer

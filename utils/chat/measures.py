@@ -10,7 +10,7 @@ import torch
 from utils.chat.replies import End
 from utils.evaluation.answer_effects import Fluency, FluencyRange
 from utils.evaluation.answer_metrics import N_WORDS, measure_text
-from utils.model.answer_scoring import AnswerPair, BaseRows
+from utils.model.answer_rows import AnswerPair, BaseRows
 from utils.model.chat_format import AnswerTokens, PromptTokens
 from utils.model.perplexity import mean_log_probabilities
 from utils.model.steering import Steering, as_tuple

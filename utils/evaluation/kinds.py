@@ -181,7 +181,7 @@ class AnswerTexts(Questions):
         return load_text_pairs(path, hint)
 
     def answer(self, model: "LlamaWrapper", asked: Asked, done: Collection[int]) -> Iterator[tuple[int, Any]]:
-        from utils.model.answer_scoring import AnswerPair
+        from utils.model.answer_rows import AnswerPair
         from utils.model.pairs import encode_answer
 
         pairs = []

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from utils.cli.progress import progress
 from utils.data.records import TextPair
 from utils.model import processes
-from utils.model.answer_scoring import AnswerPair
+from utils.model.answer_rows import AnswerPair
 from utils.model.chat_format import ChatFormat
 from utils.model.pairs import encode_answer
 from utils.model.steering import Steerings

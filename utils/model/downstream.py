@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from utils.model.answer_scoring import AnswerPair, BaseRows
+from utils.model.answer_rows import AnswerPair, BaseRows
 from utils.model.chat_format import AnswerTokens, PromptTokens
 from utils.model.steering import Steering, check_range, edit_outputs_only
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from utils.errors import UserError
 from utils.model import processes
-from utils.model.answer_scoring import AnswerPair, BaseRows
+from utils.model.answer_rows import AnswerPair, BaseRows
 from utils.model.chat_format import AnswerTokens, PromptTokens
 from utils.model.conditions import opened
 from utils.model.generation import GenerationRow
