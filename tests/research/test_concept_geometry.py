@@ -65,7 +65,7 @@ def test_whitened_rows_have_covariance_one_and_the_inner_product_of_the_logits()
 
 def test_an_unembedding_without_an_inverse_covariance_is_refused() -> None:
     rows = np.repeat(RNG.standard_normal((100, 1)), 4, axis=1)
-    with pytest.raises(UserError, match="no inverse covariance"):
+    with pytest.raises(UserError, match="has no inverse; the causal inner product is not defined"):
         whiten(rows)
 
 

@@ -8,13 +8,14 @@ All in float64: the eigenvalues of a covariance span a factor of thousands, whic
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from utils.errors import UserError
+from utils.inside.inner_product import covariance_roots
 
 FloatArray = NDArray[np.float64]
 
-_SINGULAR = 1e-10  # smallest eigenvalue, relative to the largest
+_SINGULAR = 1e-10  # of an eigenvalue, relative to the largest
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,16 +36,8 @@ def whiten(unembedding: FloatArray) -> ConceptSpace:
     Raises:
         UserError: If its covariance is singular.
     """
-    centred = unembedding - unembedding.mean(axis=0)
-    values, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
-    if not values[0] > _SINGULAR * values[-1]:
-        raise UserError(
-            f"the unembedding {list(unembedding.shape)} has no inverse covariance (smallest eigenvalue "
-            f"{values[0]:.2g} of {values[-1]:.2g}); the causal inner product is not defined for this model"
-        )
-    roots = np.sqrt(values)
-    inverse_root = (vectors / roots) @ vectors.T
-    return ConceptSpace(centred @ inverse_root, (vectors * roots) @ vectors.T, inverse_root)
+    root, inverse_root = (matrix.numpy() for matrix in covariance_roots(torch.from_numpy(unembedding)))
+    return ConceptSpace((unembedding - unembedding.mean(axis=0)) @ inverse_root, root, inverse_root)
 
 
 def shrinkage(rows: FloatArray) -> float:
