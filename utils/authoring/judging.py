@@ -22,7 +22,7 @@ from utils.files.journal import Journal, open_journal
 from utils.files.provenance import read_provenance, record_provenance
 from utils.files.reading import read_json
 from utils.files.writing import write_json
-from utils.judge.access import Access, find_key
+from utils.judge.access import find_key
 from utils.judge.client import BudgetSpentError, Judge, Reply, RequestFailedError
 from utils.judge.cost import Budget
 from utils.judge.requests import JudgeFlags
@@ -44,13 +44,9 @@ class JudgeRuns:
             UserError: If there is no key, and the server is not on loopback.
         """
         self.flags, self.command = flags, command
-        self.access = Access(flags.model, flags.base_url, find_key(flags.base_url))
+        find_key(flags.base_url)  # before anything is computed
         self.budget = Budget(flags.price, flags.max_cost)
         self.tally = Tally()
-
-    def _judge(self, **options: int) -> Judge:
-        flags = self.flags
-        return Judge(self.access, self.budget, timeout=flags.timeout, max_retries=flags.max_retries, **options)
 
     @property
     def record(self) -> dict[str, str]:
@@ -72,8 +68,7 @@ class JudgeRuns:
         with open_journal(
             request.paths.written(request.behavior).with_name(f".written_{name}.jsonl"), header
         ) as journal:
-            log.info("judge: %s at %s", self.access.model, self.access.base_url)
-            writer = _Writer(self._judge(reply_tokens=WRITE_TOKENS), journal, self.tally)
+            writer = _Writer(Judge.of(self.flags, self.budget, reply_tokens=WRITE_TOKENS), journal, self.tally)
             parts = writer.write(sentence, request.opposite, request.n_written_pairs)
             for part in parts:
                 log.info("%s", part.found.line(part.name, part.n))
@@ -138,7 +133,7 @@ class JudgeRuns:
         header = {**self.record, "prompt_sha256": grading.fingerprint(rubric)}
         name = hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()[:16]
         with open_journal(path.with_name(f".{path.stem}_{name}.jsonl"), header) as journal:
-            judge = self._judge(top_logprobs=grading.TOP_LOGPROBS)
+            judge = Judge.of(self.flags, self.budget, top_logprobs=grading.TOP_LOGPROBS)
             known = {key: grade for one in (*others, path) for key, grade in _known_grades(one, header).items()}
             grader = _Grader(judge, journal, self.tally, rubric, known)
             grader.grade([one for one in answers if one[1].strip()], self.flags.concurrency)

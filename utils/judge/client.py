@@ -86,14 +86,24 @@ class Judge:
         self._client: openai.AsyncOpenAI | None = None
 
     @classmethod
-    def of(cls, flags: JudgeFlags, budget: Budget) -> "Judge":
-        """
+    def of(
+        cls, flags: JudgeFlags, budget: Budget, *, reply_tokens: int = REPLY_TOKENS, top_logprobs: int = 0
+    ) -> "Judge":
+        """As the command line says; for the others see `Judge`.
+
         Raises:
             UserError: If there is no key, and the server is not on loopback.
         """
         access = Access(flags.model, flags.base_url, find_key(flags.base_url))
         log.info("judge: %s at %s", access.model, access.base_url)
-        return cls(access, budget, timeout=flags.timeout, max_retries=flags.max_retries)
+        return cls(
+            access,
+            budget,
+            timeout=flags.timeout,
+            max_retries=flags.max_retries,
+            reply_tokens=reply_tokens,
+            top_logprobs=top_logprobs,
+        )
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:
