@@ -4,8 +4,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from llama_wrapper import LlamaWrapper
 from saes import standard_evals as script
@@ -114,6 +116,31 @@ def test_numbers_of_latents_are_those_of_arrays_by_hand() -> None:
         "never": 1, "0 to 1e-05": 0, "1e-05 to 0.0001": 0, "0.0001 to 0.001": 0, "0.001 to 0.01": 0,
         "0.01 to 0.1": 0, "0.1 to 1": 2,
     }  # fmt: skip
+
+
+def test_intervals_are_jackknives_over_sequences(text: TextActivations) -> None:
+    control = random_control(text, d_sae=64, k=4, seed=0, layer=LAYER)
+    found = evaluate(control, text, text.ce_zero)
+    n = len(text.x)
+
+    def explained(places: list[int]) -> float:
+        x = text.x[places].flatten(0, 1).double()
+        spread = (x - x.mean(dim=0)).square().sum()
+        return 1 - float((x - control.reconstruct(x.float()).double()).square().sum() / spread)
+
+    left = np.array([explained([i for i in range(n) if i != out]) for out in range(n)])
+    half = stats.t.ppf(0.975, n - 1) * np.sqrt((n - 1) * left.var())
+    one = found.explained_variance
+    assert one.value == pytest.approx(explained(list(range(n))), rel=1e-5)
+    assert (one.low, one.high) == pytest.approx((one.value - half, one.value + half), rel=1e-4)
+    t_interval = stats.t.interval(0.95, n - 1, text.ce_clean.mean(), stats.sem(text.ce_clean))
+    assert (found.ce_clean.low, found.ce_clean.high) == pytest.approx(t_interval)  # of a mean: Student's
+
+
+def test_a_single_sequence_has_no_interval(text: TextActivations) -> None:
+    one = TextActivations(text.token_ids[:1], text.x[:1], text.ce_clean[:1], text.ce_zero[:1])
+    found = evaluate(identity(), one, one.ce_clean)
+    assert found.l0.value > 0 and np.isnan(found.l0.low) and np.isnan(found.explained_variance.high)
 
 
 def test_the_random_control_has_the_same_sparsity_and_its_best_scale(text: TextActivations) -> None:

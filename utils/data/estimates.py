@@ -1,6 +1,7 @@
 """A number over items with its confidence interval, and the share of items for which something holds."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 CONFIDENCE = 0.95
@@ -31,3 +32,24 @@ def share_estimate(n_true: int, n: int, n_total: int) -> Estimate:
         return Estimate(math.nan, math.nan, math.nan, 0, n_total)
     interval = stats.binomtest(n_true, n).proportion_ci(CONFIDENCE, method="wilson")
     return Estimate(n_true / n, float(interval.low), float(interval.high), n, n_total)
+
+
+def jackknife_error(without: Sequence[float]) -> float:
+    """Standard error of a statistic, from its values without each of the items."""
+    n = len(without)
+    mean = math.fsum(without) / n
+    return math.sqrt((n - 1) / n * math.fsum((one - mean) ** 2 for one in without))
+
+
+def jackknife_estimate(value: float, without: Sequence[float]) -> Estimate:
+    """A statistic of few items with its jackknife interval (Student's t); of one item there is none.
+
+    Args:
+        value: Of all items.
+        without: Without each of them.
+    """
+    from scipy import stats
+
+    n = len(without)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * jackknife_error(without) if n > 1 else math.nan
+    return Estimate(value, value - half, value + half, n, n)

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
-from utils.data.estimates import Estimate
+from utils.data.estimates import Estimate, jackknife_estimate
 from utils.data.records import load_open_ended_questions
 from utils.evaluation.words import behavior_label
 from utils.figures.entries import ENTRY, report_entry
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
 DECODED_TOKENS = 10
 N_RANDOM = 2
 """Random vectors of each layer, the control."""
-_UPPER_TAIL = 0.975
 
 
 class SharedLens:
@@ -219,12 +217,8 @@ def _gain_and_cosine(effects: Tensor, vector: Tensor, root: FloatArray | None) -
         return np.linalg.norm(means, axis=-1) / length, paired_cosines(pair[0], np.broadcast_to(pair[1], means.shape))
 
     left = both((values.sum(axis=0) - values) / max(1, n - 1))  # without each text
-    wide = stats.t.ppf(_UPPER_TAIL, n - 1) if n > 1 else math.nan
-    found = []
-    for value, without in zip(both(values.mean(axis=0)), left, strict=True):
-        error = math.sqrt((n - 1) / n * float(((without - without.mean()) ** 2).sum()))
-        found.append(Estimate(float(value), float(value - wide * error), float(value + wide * error), n, n))
-    return found[0], found[1]
+    gain, cosine = both(values.mean(axis=0))
+    return jackknife_estimate(float(gain), left[0].tolist()), jackknife_estimate(float(cosine), left[1].tolist())
 
 
 def agreement(effects: Tensor, root: FloatArray | None = None) -> float:

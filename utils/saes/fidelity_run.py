@@ -1,5 +1,6 @@
 """Fidelity of several SAEs: their numbers, controls and differences, as lines, a result and a figure."""
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from llama_wrapper import LlamaWrapper
+
+log = logging.getLogger(__name__)
+
+MOST_PRINTED = 6
+"""Differences between pairs of SAEs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +117,9 @@ def evaluate_fidelity(model: "LlamaWrapper", request: EvalRequest) -> Iterator[s
     write_result(request.result_path, {**request.settings()}, record, {"results": content})
     for one in measured:
         yield fidelity_line(one)
+    if len(paired) > MOST_PRINTED:
+        log.info("%d differences between SAEs are in %s", len(paired), request.result_path)
+        return
     for row in paired:
         cosine = row["corrected_cosine"]
         if cosine["value"] is not None:

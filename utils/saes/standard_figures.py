@@ -58,7 +58,7 @@ def plot_evals(cells: "Sequence[Cell]", request: EvalsRequest) -> None:
         set_title(
             figure,
             f"Standard evaluations of SAEs on {request.model.name}",
-            f"held-out text, {request.n_tokens} tokens each; bars: 95% bootstrap intervals over sequences",
+            f"held-out text, {request.n_tokens} tokens each; bars: 95% jackknife intervals over sequences",
         )
         save_figure(figure, request.stem, _table(cells))
 

@@ -92,7 +92,7 @@ def _on_text(request: EvalsRequest, model: "LlamaWrapper", saes: Sequence[SAE], 
         def measure(sae: SAE) -> StandardEvals:
             label = f"{sae.name} on {source.label}"
             ce = cross_entropy_with(model, ids, sae.layer, sae.reconstruct, request.batch_size, label)
-            return evaluate(sae.to("cpu"), text, ce, request.seed)  # noqa: B023
+            return evaluate(sae.to("cpu"), text, ce)  # noqa: B023
 
         found = [Cell(sae.name, sae.source, source.label, measure(sae)) for sae in of_layer]
         k = round(max(cell.evals.l0.value for cell in found))

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils.data.estimates import Estimate
+from utils.data.estimates import Estimate, jackknife_error
 from utils.vectors.similarity import FloatArray
 
 N_SPLITS = 400
@@ -113,19 +113,13 @@ def reliability_estimate(gram: FloatArray) -> Estimate:
     left_signal = rest / ((n - 1) * (n - 2))
     left = left_signal / ((trace - own) / (n - 1) - left_signal)
     signal, noise = signal_and_noise(gram)
-    ratio, wide = signal / noise, _NORMAL * _jackknife_error(left)
+    ratio, wide = signal / noise, _NORMAL * jackknife_error(left.tolist())
     low, high = ratio - wide, ratio + wide
     if low > 0 and left.min() > 0:
-        factor = math.exp(min(_LARGEST, _NORMAL * _jackknife_error(np.log(left))))
+        factor = math.exp(min(_LARGEST, _NORMAL * jackknife_error(np.log(left).tolist())))
         low, high = ratio / factor, ratio * factor
     value, low, high = (max(0.0, one) * n / (max(0.0, one) * n + 1) for one in (ratio, low, high))
     return Estimate(value, low, high, n, n)
-
-
-def _jackknife_error(left: FloatArray) -> float:
-    """Standard error, from the statistic without each item."""
-    n = len(left)
-    return math.sqrt((n - 1) / n * float(((left - left.mean()) ** 2).sum()))
 
 
 def _split_cosines(gram: FloatArray, m: int, rng: np.random.Generator, signs: FloatArray | None = None) -> FloatArray:
