@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from utils.saes.dictionary import SAE, random_dictionary
+from utils.saes.direction_evals import labels_of
 from utils.saes.fidelity import (
     Sides,
     cosine_of,
@@ -133,3 +134,14 @@ def test_the_largest_cosine_is_signed_and_a_row_of_zeros_has_none() -> None:
     direction = torch.zeros(D)
     direction[0], direction[1] = 4.0, 3.0
     assert largest_cosine(some, direction) == (1, pytest.approx(0.6))
+
+
+def test_labels_say_what_an_sae_was_trained_on_and_what_tells_it_from_others_of_that() -> None:
+    def sae(name: str, source: str) -> SAE:
+        about = {"architecture": "standard", "k": None, "layer": 1, "model": "m", "source": source, "name": name}
+        return SAE(torch.eye(2), torch.zeros(2), torch.eye(2), torch.zeros(2), **about)
+
+    saes = [sae("m_chat_tokens=9", "chat"), sae("m_chat_tokens=9_seed=1", "chat"), sae("m_web_tokens=9", "web")]
+    assert labels_of(saes) == ["m\nchat", "m\nchat, seed=1", "m\nweb"]
+    assert labels_of(saes[1:2]) == ["m\nchat"]
+    assert labels_of([saes[1], sae("m_chat_tokens=9_seed=2", "chat")]) == ["m\nchat, seed=1", "m\nchat, seed=2"]

@@ -84,8 +84,8 @@ def plot_conditions(summaries: Sequence[Summary], stem: Path, title: str) -> Non
             axes[row][0].set_ylabel(side)
             axes[row][0].set_xlim(-0.02, 1.02)
             axes[row][1].axvline(0, color="0.6", linewidth=0.6)
-        axes[-1][0].set_xlabel("share of answers that begin\nwith a refusal (95% Wilson)")
-        axes[-1][1].set_xlabel("change of log p / (1 - p) of a refusal's\nfirst token, nats (95% bootstrap)")
+        axes[-1][0].set_xlabel("share of answers\nthat begin with a refusal\n(95% Wilson)")
+        axes[-1][1].set_xlabel("change of log p / (1 - p)\nof a refusal's first token,\nnats (95% bootstrap)")
         n = summaries[0].metric.n
         set_title(
             figure,

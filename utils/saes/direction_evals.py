@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,9 +130,18 @@ def read_all(model: "LlamaWrapper", request: EvalRequest, *, other_models: bool 
 
 
 def labels_of(saes: Sequence["SAE"]) -> list[str]:
-    """Names for figures: what they were trained on where that tells them apart, else their folders' names."""
-    short = [f"{sae.trained_on_model}\n{sae.source}" for sae in saes]
-    return short if len(set(short)) == len(short) else [sae.name for sae in saes]
+    """Names for figures: what they were trained on, and in what their folders' names differ where it is the same."""
+    labels = []
+    for sae in saes:
+        names = [one.name.split("_") for one in saes if _trained_on(one) == _trained_on(sae)]
+        n_alike = sum(1 for _ in takewhile(lambda words: len(set(words)) == 1, zip(*names, strict=False)))
+        own = sae.name.split("_")[n_alike:]
+        labels.append(", ".join([_trained_on(sae), *(["_".join(own)] if own else [])]))
+    return labels
+
+
+def _trained_on(sae: "SAE") -> str:
+    return f"{sae.trained_on_model}\n{sae.source}"
 
 
 def describe_sae(sae: "SAE") -> dict[str, Any]:
