@@ -95,19 +95,16 @@ name_of() { # data, seed, flags of the model -> name of the SAE's folder
 }
 
 refuser=(--override_model_weights_path "$weights")
-make_stand_in() { step "stand-in that refuses" ./saes/make_refuser.py "${shared[@]}"; }
 
-train_untouched() {
+untouched() {
     step "SAEs of the untouched model, chat" train chat
     step "SAEs of the untouched model, web" train web
 }
 
-choose_direction() {
+stand_in() {
+    step "stand-in that refuses" ./saes/make_refuser.py "${shared[@]}"
     step "refusal direction, chosen" ./saes/refusal_direction.py "${shared[@]}" "${refuser[@]}" --select \
         --layers 10 12 14 15 16 17 18 --positions -1 -2 --ablation affine --max_kl 0.5 --max_new_tokens 12
-}
-
-train_stand_in() {
     step "SAEs of the stand-in, chat" train chat "${refuser[@]}"
     step "SAEs of the stand-in, web" train web "${refuser[@]}"
 }
@@ -142,8 +139,7 @@ try_saes() {
 }
 
 python -m utils.model.embedded
-together make_stand_in train_untouched
-together choose_direction train_stand_in
+together stand_in untouched
 together find_direction try_saes
 echo "${all[*]}" >"$sae_list"
 printf '%s\t%s\n' "$SECONDS" "all, side by side" >>"$times"
