@@ -5,7 +5,7 @@
 # by side, each on half of the cores: small models gain more from that than from threads.
 #
 # Usage: ./saes/run_all.sh [--tokens N] [--seeds N...] [--root DIR]
-#   --tokens N    tokens of text an SAE (default: 38400; nightly: 500000, about an hour)
+#   --tokens N    tokens of text an SAE (default: 38400; 300000 with three seeds: about an hour)
 #   --seeds N...  seeds of the SAEs, one SAE of each model and text for every seed (default: 0)
 #   --root DIR    where everything is written (default: the repository)
 set -euo pipefail
