@@ -252,6 +252,15 @@ def test_the_solved_amount_spends_the_budget_at_every_layer(root: Path) -> None:
         assert 0.5 * request.kl < spent <= 1.06 * request.kl
 
 
+@pytest.mark.parametrize(("operator", "largest"), [("add", 0.5), ("ablate", 1.0)])
+def test_a_budget_that_nothing_spends_allows_the_largest_amount_of_the_operator(
+    root: Path, operator: str, largest: float
+) -> None:
+    chooser = AmountChooser(build_wrapper(), request_of(root, kl=100.0))
+    [solved] = chooser.solve(chooser.steering_of({2: random_vector(2)}, operator), [2], operator)
+    assert solved.amount == largest
+
+
 def test_an_operator_whose_multiplier_is_a_share_may_turn_its_sign(root: Path) -> None:
     unit = unit_of(root, "answer+ablate", kl=0.5)
     assert unit["operator"] == "ablate" and unit["amount"] <= 1

@@ -214,22 +214,25 @@ def outcomes_of(effects: Effects, seed: int) -> list[Outcome]:
     ]
 
 
-def solve_strength(strengths: Sequence[float], kl: Sequence[float], budget: float) -> float:
+def solve_strength(
+    strengths: Sequence[float], kl: Sequence[float], budget: float, largest: float = MAX_STRENGTH
+) -> float:
     """The strength at which KL meets the budget, on the log-log line through two measured points.
 
     Args:
         strengths: Two.
         kl: At these.
         budget: In the same unit.
+        largest: That may be used.
 
     Returns:
-        At most MAX_STRENGTH; that too where the KL does not grow (nothing is known to forbid it).
+        At most `largest`; that too where the KL does not grow (nothing is known to forbid it).
     """
     (low, high), (kl_low, kl_high) = strengths, (max(value, 1e-12) for value in kl)
     slope = math.log(kl_high / kl_low) / math.log(high / low)
     if slope <= 0:
-        return MAX_STRENGTH
-    return min(MAX_STRENGTH, high * (budget / kl_high) ** (1 / slope))
+        return largest
+    return min(largest, high * (budget / kl_high) ** (1 / slope))
 
 
 def load_both_forms(paths: DataPaths, behavior: str, kind: VectorKind) -> tuple[Sequence[AnyPair], list[TextPair]]:

@@ -120,7 +120,7 @@ class AmountChooser:
         budget, largest = self.request.kl, MAX_STRENGTH if operator in ADDING_OPERATORS else FULL_SHARE
         probed = self._kl_95(steering, [(layer, amount) for layer in layers for amount in PROBED_STRENGTHS])
         amounts = {
-            layer: min(largest, solve_strength(PROBED_STRENGTHS, probed[2 * i : 2 * i + 2], budget))
+            layer: solve_strength(PROBED_STRENGTHS, probed[2 * i : 2 * i + 2], budget, largest)
             for i, layer in enumerate(layers)
         }
         spent: dict[int, float] = {}
