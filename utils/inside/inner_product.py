@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from llama_wrapper import LlamaWrapper
 
 _ROWS_AT_ONCE = 8192
+_SINGULAR = 1e-10  # smallest eigenvalue, relative to the largest
 _TOLERATED = 1e-4  # relative; the model's own head runs in its own dtype
 _TOLERATED_IN_HALF = 5e-2
 
@@ -82,7 +83,7 @@ def covariance_roots(rows: Tensor) -> tuple[Tensor, Tensor]:
         UserError: If the covariance has no inverse: fewer rows than columns, or columns that depend on each other.
     """
     values, axes = torch.linalg.eigh(covariance(rows))
-    if not float(values[0]) > torch.finfo(torch.float64).eps * len(values) * float(values[-1]):
+    if not float(values[0]) > _SINGULAR * float(values[-1]):
         raise UserError(
             f"the covariance of {rows.shape[0]} output embeddings of width {rows.shape[1]} has no inverse; "
             "the causal inner product is not defined for this model"

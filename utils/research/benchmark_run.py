@@ -268,12 +268,14 @@ class Benchmark:
     def _others(self, behavior: str, ends: Sequence[Subject]) -> dict[str, list[float]]:
         """The change of every other behavior's preference, for minus against, of each item."""
         n, paths = self.request.sizes.others, self.request.paths
+        if not n or ends[0] is ends[2]:
+            return {}
         tests = {other: paths.test_dataset(other, "answer_text") for other in list_behaviors(paths)}
         items = {
             other: load_text_pairs(path)[:n] for other, path in tests.items() if other != behavior and path.exists()
         }
         asked = [item for some in items.values() for item in some]
-        if not asked or ends[0] is ends[2]:
+        if not asked:
             return {}
         against, towards = preferences([ends[0], ends[2]], asked, self.request.batch_size)
         return _apart(towards - against, items)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from utils.data.estimates import Estimate
 from utils.errors import UserError
+from utils.evaluation.words import interval_text
+from utils.saes.conditions import interval
 from utils.saes.dictionary import SAE, check_fits
 from utils.saes.requests import write_result
 from utils.saes.standard_evals import (
@@ -111,13 +112,9 @@ def held_out_tokens(request: EvalsRequest, model: "LlamaWrapper", source: TextSo
     return torch.tensor(found)
 
 
-def estimate_json(estimate: Estimate) -> dict[str, float]:
-    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
-
-
 def as_json(cell: Cell) -> dict[str, Any]:
     evals = cell.evals
-    names: Mapping[str, Any] = {name: estimate_json(value) for name, value in evals.estimates().items()}
+    names: Mapping[str, Any] = {name: interval(value) for name, value in evals.estimates().items()}
     latents = {"dead": evals.dead, "rare": evals.rare, "density": dict(density_counts(evals.density))}
     about = {"sae": cell.sae, "trained_on": cell.trained_on, "measured_on": cell.measured_on, "own": cell.is_own}
     return {**about, "n_sequences": evals.l0.n, **names, **latents}
@@ -130,7 +127,7 @@ def table_lines(cells: Sequence[Cell]) -> list[str]:
     for cell in cells:
         e = cell.evals
         of_text = f"{cell.measured_on}{' (own)' if cell.is_own else ''}"
-        spans = [f"{x.value:.3f} [{x.low:.3f}, {x.high:.3f}]" for x in (e.explained_variance, e.ce_loss_score)]
+        spans = [interval_text(one) for one in (e.explained_variance, e.ce_loss_score)]
         losses = [f"{x.value:.3f}" for x in (e.ce_clean, e.ce_sae, e.ce_zero)]
         rows.append((cell.sae, of_text, *spans, *losses, f"{e.l0.value:.1f}", f"{100 * e.dead:.1f}%"))
     widths = [max(len(row[place]) for row in rows) for place in range(len(header))]
