@@ -1,9 +1,11 @@
 """The steering benchmark on a tiny model: what is chosen on what, the controls, what cannot run, going on."""
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -356,6 +358,22 @@ def test_training_finds_a_direction_that_moves_the_preference_more(root: Path) -
     assert (found[2] - found[3]).mean() > 1.1 * (found[0] - found[1]).mean() > 0
 
 
+def test_a_trained_direction_is_trained_once_of_all_pairs(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+
+    def counted(material: Material) -> Any:
+        given.append(material.n_pairs)
+        return benchmark_methods.answer(material)
+
+    counting = replace(METHODS["trained"], make=counted)
+    monkeypatch.setitem(benchmark_methods.METHODS, "trained", counting)  # type: ignore[arg-type]
+    unit = unit_of(root, "trained", layers=(2,))
+    assert given == [12] and [one["layer"] for one in unit["by_layer"]] == [2]
+    assert math.isnan(unit["by_layer"][0]["effect"])
+    turning = unit_of(root, "trained+ablate", layers=(2,), kl=0.5)  # its sign is chosen without the validation items
+    assert given == [12, 8, 12] and math.isfinite(turning["by_layer"][0]["effect"])
+
+
 def test_permuted_labels_turn_half_of_the_pairs(root: Path) -> None:
     material = Material(PairStore(request_of(root), build_wrapper(), "the-sea"), range(12))
     positive, negative = material.tables("answer", 2)
@@ -384,7 +402,9 @@ def test_what_is_missing_names_the_command_that_makes_it() -> None:
 
 
 def test_a_gate_keeps_the_effect_and_leaves_other_prompts_alone(root: Path) -> None:
-    plain, gated = (unit_of(root, name) for name in ("answer", "gated"))
+    benchmark = benchmark_run.Benchmark(build_wrapper(), request_of(root), no_weights)
+    plain, gated = (benchmark.unit("the-sea", name) for name in ("answer", "gated"))
+    assert unit_of(root, "gated")["by_layer"] == gated["by_layer"]  # chosen anew, it is the same
     assert (gated["layer"], gated["amount"]) == (plain["layer"], plain["amount"])
     assert gated["gate"]["opens_on"] == {"test_items": 1.0, "neutral_prompts": 0.0}
     assert np.array(gated["preference"]) == pytest.approx(np.array(plain["preference"]))
@@ -524,7 +544,7 @@ def test_ranks_follow_the_effects_with_certainty_where_items_move_together(root:
 @pytest.mark.skipif("CAA_KILLS" not in os.environ, reason="part of the campaign: CAA_KILLS=20 runs it")
 def test_two_processes_find_what_one_finds(root: Path, tiny_checkpoint: Path) -> None:
     words = ["--behaviors", "the-sea", "--layers", "1", "2", "--quick", "--kl", "0.05"]
-    words += ["--methods", "system_prompt", "answer", "random"]
+    words += ["--methods", "system_prompt", "answer", "trained", "random"]
     words += ["--model", str(tiny_checkpoint), "--device", "cpu"]
     roots = [root / name for name in ("alone", "together")]
     for one in roots:
@@ -533,7 +553,7 @@ def test_two_processes_find_what_one_finds(root: Path, tiny_checkpoint: Path) ->
     run_in_two_processes([["research.steering_benchmark", "--root", str(roots[1]), *words]], root / "runs.json")
     folders = [one / "analysis/research/steering_benchmark/tiny-chat/units" for one in roots]
     units = [{path.stem: json.loads(path.read_text()) for path in sorted(folder.iterdir())} for folder in folders]
-    assert len(units[0]) == 3 and list(units[0]) == list(units[1])
+    assert len(units[0]) == 4 and list(units[0]) == list(units[1])
     for name, alone in units[0].items():
         together = units[1][name]
         for key in ("preference", "texts", "mmlu", "draws"):

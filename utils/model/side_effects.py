@@ -74,14 +74,18 @@ class SideEffects:
 def measure_kl(model: "LlamaWrapper", answers: Sequence[AnswerTokens], steerings: Sequence[Steerings]) -> SideEffects:
     """KL of next-token distributions to the unsteered model's, under each steering.
 
+    Several processes share the answers, and each gets all; every one must call it.
+
     Args:
         model: The model.
         answers: Neutral prompts with the unsteered model's answers.
         steerings: One or several each, of block outputs; none, or a gate that the prompt does not open, is KL 0.
     """
     assert edit_outputs_only(steerings), "rows behind a shared prefix are edited at block outputs only"
-    parts = []
-    for answer in answers:
+    own: dict[int, Tensor] = {}
+    for index, answer in enumerate(answers):
+        if not processes.is_mine(index):
+            continue
         rows = [tuple(one.placed(model.device) for one in as_tuple(row)) for row in opened(model, answer, steerings)]
         order = sorted((i for i, row in enumerate(rows) if row), key=lambda i: rows[i][0].layer)
         base = BaseRows(model.runtime, [AnswerPair(answer, answer)], one_answer=True)
@@ -90,8 +94,9 @@ def measure_kl(model: "LlamaWrapper", answers: Sequence[AnswerTokens], steerings
         for start in range(0, len(order), at_once):
             chunk = order[start : start + at_once]
             kl[chunk] = base.kl([rows[i] for i in chunk]).cpu()
-        parts.append(kl)
-    return SideEffects(torch.cat(parts, dim=1))
+        own[index] = kl
+    found = {index: kl for share in processes.gather(own) for index, kl in share.items()}
+    return SideEffects(torch.cat([found[index] for index in range(len(answers))], dim=1))
 
 
 def linear_range(

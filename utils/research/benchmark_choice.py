@@ -43,6 +43,7 @@ class LayerOutcome:
     amount: float
     kl_95: float
     effect: float = math.nan
+    """With its interval; NaN where nothing was to be chosen."""
     low: float = math.nan
     high: float = math.nan
 
@@ -98,10 +99,19 @@ class AmountChooser:
         items: Sequence[TextPair],
     ) -> ChosenAmount:
         """
+        Args:
+            steering: As `steering_of` makes it.
+            layers: To choose from.
+            operator: Of the steering.
+            items: To choose on; none where there is one layer, and no sign to choose either.
+
         Raises:
             NotRun: If no layer has an amount within the budget.
         """
         within = self.solve(steering, layers, operator)
+        if not items:
+            [only] = within
+            return ChosenAmount(only.layer, only.amount, 1, (only,))
         sides = [steering(one.layer, sign * one.amount) for one in within for sign in (1, -1)]
         found = preferences([Subject(self.model, side) for side in sides], items, self.request.batch_size)
         effects = found[0::2] - found[1::2]

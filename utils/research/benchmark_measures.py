@@ -129,14 +129,18 @@ def neutral_texts(paths: "DataPaths") -> list[tuple[str, str]]:
 def text_log_probabilities(subjects: Sequence[Subject], paths: "DataPaths", n: int) -> FloatArray:
     """Mean log-probability per token of the neutral texts' answers, [n_subjects, n_texts], in nats."""
     texts = neutral_texts(paths)[:n]
-    found = np.empty((len(subjects), len(texts)))
-    for place, subject in enumerate(subjects):
-        answers = [subject.answer(question, answer) for question, answer in texts]
-        for start in range(0, len(answers), ROWS):
-            some = answers[start : start + ROWS]
+    starts = [(place, start) for place in range(len(subjects)) for start in range(0, len(texts), ROWS)]
+    own: dict[tuple[int, int], FloatArray] = {}
+    for number, (place, start) in enumerate(starts):
+        if processes.is_mine(number):
+            subject = subjects[place]
+            some = [subject.answer(question, answer) for question, answer in texts[start : start + ROWS]]
             steerings = [opened(subject.model, answer, [subject.steering])[0] for answer in some]
-            scores = score_rows(subject.model.runtime, some, steerings)
-            found[place, start : start + ROWS] = scores.double().numpy()
+            own[place, start] = score_rows(subject.model.runtime, some, steerings).double().numpy()
+    found = np.empty((len(subjects), len(texts)))
+    for share in processes.gather(own):
+        for (place, start), scores in share.items():
+            found[place, start : start + len(scores)] = scores
     return found
 
 

@@ -220,6 +220,8 @@ class Method:
     what: str
     make: Callable[..., "Vectors | Both | tuple[Path, Path]"]
     operator: str = "add"
+    is_trained: bool = False
+    """Dear to make, and at one layer only: made once, of all pairs, as there is no layer to choose."""
     is_gated: bool = False
     """Layer and strength are those without a gate; then only prompts like the behavior's own are steered."""
 
@@ -237,7 +239,7 @@ METHODS: Mapping[str, Method] = {
     "persona": Method("vector", "own answers under two system prompts", persona),
     "sae": Method("vector", "answer vector filtered by SAE latents", sae_filtered),
     "gated": Method("vector", "answer vector, only on prompts like the behavior's", answer, is_gated=True),
-    "trained": Method("vector", "direction trained on the preference", trained_addition),
+    "trained": Method("vector", "direction trained on the preference", trained_addition, is_trained=True),
     "lora": Method("weights", "LoRA adapters", lora),
     "finetuned": Method("weights", "full fine-tuning", finetuned),
     "random": Method("control", "random vectors", random_vector),

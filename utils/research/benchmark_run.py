@@ -20,7 +20,7 @@ from utils.data.records import ChoiceItem, TextPair, load_choice_items, load_ope
 from utils.errors import UserError
 from utils.files.writing import write_json
 from utils.model import processes
-from utils.research.benchmark_choice import AmountChooser
+from utils.research.benchmark_choice import AmountChooser, ChosenAmount
 from utils.research.benchmark_gate import fit_gate, gate_facts
 from utils.research.benchmark_material import Material, PairStore
 from utils.research.benchmark_measures import (
@@ -36,6 +36,7 @@ from utils.research.benchmark_measures import (
 from utils.research.benchmark_methods import PLAIN, Framing, Method, NotRun, method_named
 from utils.research.benchmark_request import TRANSFER, finite
 from utils.research.benchmark_transfer import transfer
+from utils.settings import ADDING_OPERATORS
 
 if TYPE_CHECKING:
     from llama_wrapper import LlamaWrapper
@@ -74,6 +75,7 @@ class Benchmark:
         self.model, self.request, self._load = model, request, load
         self.plain = Subject(model)
         self._store: PairStore | None = None
+        self._choices: dict[tuple[str, Callable[..., Any], str], ChosenAmount] = {}
         self._of_plain: dict[tuple[str, str], Any] = {}
         """What was measured of the model as it is, by behavior and column: it is the same for every method."""
 
@@ -139,13 +141,14 @@ class Benchmark:
 
     def _chosen(self, method: Method, store: PairStore) -> Sides:
         started = time.perf_counter()
-        vectors: Any = method.make(Material(store, store.training))
+        everything = Material(store, range(len(store.texts)))
+        nothing_to_choose = method.is_trained and method.operator in ADDING_OPERATORS  # no layer, and no sign
+        vectors: Any = method.make(everything if nothing_to_choose else Material(store, store.training))
         made = time.perf_counter()
-        validation = [store.texts[i] for i in store.validation][: self.request.sizes.validation]
-        steering = self.chooser.steering_of(vectors, method.operator)
-        choice = self.chooser.choose(steering, sorted(vectors), method.operator, validation)
+        validation = [] if nothing_to_choose else [store.texts[i] for i in store.validation]
+        choice = self._choice(method, store.behavior, vectors, validation[: self.request.sizes.validation])
         chosen = time.perf_counter()
-        whole: Any = method.make(Material(store, range(len(store.texts))))
+        whole: Any = vectors if nothing_to_choose else method.make(everything)
         steering = self.chooser.steering_of(whole, method.operator)
         amount = choice.sign * choice.amount
         gate = fit_gate(self.model, self.request, [pair.question for pair in store.texts]) if method.is_gated else None
@@ -165,6 +168,16 @@ class Benchmark:
             test = [item.question for item in self._test_items(store.behavior)]
             facts["gate"] = gate_facts(self.model, gate, test_items=test, neutral_prompts=self.chooser.reported[0])
         return Sides({0.0: self.plain, **subjects}, facts)
+
+    def _choice(
+        self, method: Method, behavior: str, vectors: Mapping[int, Tensor], validation: Sequence[TextPair]
+    ) -> ChosenAmount:
+        """A method and the same one behind a gate share it."""
+        key = (behavior, method.make, method.operator)
+        if key not in self._choices:
+            steering = self.chooser.steering_of(vectors, method.operator)
+            self._choices[key] = self.chooser.choose(steering, sorted(vectors), method.operator, validation)
+        return self._choices[key]
 
     def _control(self, method: Method, store: PairStore) -> dict[str, Any]:
         """Several draws at the middle layer, each at the strength that spends the budget."""

@@ -9,7 +9,7 @@ where g is the log-probability per token of the matching answer minus that of th
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from utils.cli.progress import progress
+from utils.model import processes
 from utils.model.chat_format import AnswerTokens
 from utils.model.padding import left_padded
 from utils.model.pairs import encode_answer
@@ -57,14 +58,28 @@ def train_direction(material: "Material", layer: int) -> Tensor:
     with _frozen(model):
         for batch in progress(batches, desc=f"{material.behavior}: training at layer {layer}"):
             optimizer.zero_grad()
-            with torch.no_grad():
-                before = _gaps(model, batch, None)
-            for sign in (1.0, -1.0):
-                gaps = _gaps(model, batch, Steering(layer, sign * size, w / w.norm()))
-                loss = -logsigmoid(sign * SCALE * (gaps - before)).mean()
-                loss.backward()
+            own = batch[processes.index() :: processes.count()]
+            if own:
+                _add_gradients(model, own, len(batch), lambda sign: Steering(layer, sign * size, w / w.norm()))
+            shares = processes.gather(None if w.grad is None else w.grad.cpu())
+            w.grad = torch.stack([share for share in shares if share is not None]).sum(dim=0).to(w.device)
             optimizer.step()
     return (w.detach() / w.detach().norm() * start.norm()).cpu()
+
+
+def _add_gradients(
+    model: "LlamaWrapper",
+    pairs: Sequence[Sequence[AnswerTokens]],
+    n_pairs: int,
+    steering: Callable[[float], Steering],
+) -> None:
+    """Backward through the loss of some of a batch's `n_pairs` pairs, one sign after the other."""
+    with torch.no_grad():
+        before = _gaps(model, pairs, None)
+    for sign in (1.0, -1.0):
+        gaps = _gaps(model, pairs, steering(sign))
+        loss = -logsigmoid(sign * SCALE * (gaps - before)).sum() / n_pairs
+        loss.backward()
 
 
 def _gaps(model: "LlamaWrapper", pairs: Sequence[Sequence[AnswerTokens]], steering: Steering | None) -> Tensor:
