@@ -30,7 +30,7 @@ from utils.model.reading import read_pairs
 from utils.model.side_effects import measure_kl, neutral_answers
 from utils.model.steering import Steering
 from utils.paths import DataPaths
-from utils.research import benchmark_methods, benchmark_run
+from utils.research import benchmark_methods, benchmark_run, benchmark_trained
 from utils.research.benchmark_choice import AmountChooser
 from utils.research.benchmark_material import Material, PairStore
 from utils.research.benchmark_measures import Subject, kl_per_token, preferences
@@ -356,6 +356,22 @@ def test_training_finds_a_direction_that_moves_the_preference_more(root: Path) -
     subjects = [Subject(model, Steering(2, sign * size, one)) for one in (start, trained) for sign in (1, -1)]  # type: ignore[arg-type]
     found = preferences(subjects, store.texts)
     assert (found[2] - found[3]).mean() > 1.1 * (found[0] - found[1]).mean() > 0
+
+
+def test_training_behind_the_prefixes_finds_what_whole_sequences_find(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, given = build_wrapper(), []
+    watched = benchmark_trained.is_packable
+    monkeypatch.setattr(benchmark_trained, "is_packable", lambda *args: given.append(watched(*args)) or given[-1])
+
+    def trained() -> Tensor:
+        return benchmark_trained.train_direction(Material(PairStore(request_of(root), model, "the-sea"), range(12)), 2)
+
+    packed = trained()
+    assert given == [True]
+    monkeypatch.setattr(benchmark_trained, "is_packable", lambda *_: False)
+    torch.testing.assert_close(packed, trained(), rtol=1e-3, atol=1e-5 * float(packed.norm()))
 
 
 def test_a_trained_direction_is_trained_once_of_all_pairs(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

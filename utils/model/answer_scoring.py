@@ -23,11 +23,8 @@ def score_answers(
 ) -> Iterator[tuple[int, Tensor]]:
     """See `LlamaWrapper.score_answers`."""
     lengths = [pair.longest for pair in pairs]
-    packable = [i for i in runtime.packable(lengths) if _may_be_packed(runtime, pairs[i])]
-    packable = packable if edit_outputs_only(steerings) else []
-    groups = runtime.apart(packable, lengths)
-    if groups and not _is_exact(runtime, [pairs[i] for i in groups[0]], steerings):
-        packable, groups = [], []
+    groups = packable_groups(runtime, pairs, steerings)
+    packable = {i for group in groups for i in group}
 
     def score_batch(batch: list[int]) -> list[Tensor]:
         return score_packed(runtime, [pairs[i] for i in batch], steerings)
@@ -48,10 +45,18 @@ def score_answers(
                         f"item {i}",
                     )
                 yield i, scored
-    rest = sorted(set(range(len(pairs))) - set(packable))
+    rest = sorted(set(range(len(pairs))) - packable)
     done = {place for place, i in enumerate(rest) if i in skip}
     for place, scored in score_answers_plainly(runtime, [pairs[i] for i in rest], steerings, batch_size, done):
         yield rest[place], scored
+
+
+def packable_groups(runtime: Runtime, pairs: Sequence[AnswerPair], steerings: Sequence[Steerings]) -> list[list[int]]:
+    """Pairs that may run behind their prefixes, in groups that may share a pass; none where that is not exact."""
+    lengths = [pair.longest for pair in pairs]
+    packable = [i for i in runtime.packable(lengths) if _may_be_packed(runtime, pairs[i])]
+    groups = runtime.apart(packable if edit_outputs_only(steerings) else [], lengths)
+    return groups if groups and _is_exact(runtime, [pairs[i] for i in groups[0]], steerings) else []
 
 
 def score_answers_plainly(

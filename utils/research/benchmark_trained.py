@@ -9,7 +9,7 @@ where g is the log-probability per token of the matching answer minus that of th
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -18,10 +18,11 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from utils.cli.progress import progress
+from utils.evaluation.preferences import answer_pair
 from utils.model import processes
-from utils.model.chat_format import AnswerTokens
+from utils.model.answer_rows import AnswerPair, BaseRows, log_probabilities
+from utils.model.answer_scoring import packable_groups
 from utils.model.padding import left_padded
-from utils.model.pairs import encode_answer
 from utils.model.steering import RowSteering, Steering
 from utils.vectors.norms import layer_norms
 
@@ -42,10 +43,7 @@ def train_direction(material: "Material", layer: int) -> Tensor:
     model = material.model
     start = material.estimated("answer", "mean")[layer].to(model.device)
     size = STRENGTH * layer_norms(model, material.request.paths)[layer]
-    pairs = [
-        [encode_answer(model.chat_format, pair.question, answer) for answer in (pair.matching, pair.other)]
-        for pair in material.texts
-    ]
+    pairs = [answer_pair(model.chat_format, pair) for pair in material.texts]
     w = (start / start.norm()).clone().requires_grad_()
     optimizer = torch.optim.Adam([w], lr=RATE / start.numel() ** 0.5)
     order = random.Random(material.request.seed)
@@ -55,57 +53,60 @@ def train_direction(material: "Material", layer: int) -> Tensor:
         for shuffled in [order.sample(pairs, len(pairs))]
         for i in range(0, len(pairs), BATCH)
     ]
+    gaps = _gaps_packed if is_packable(model, pairs, Steering(layer, size, start / start.norm())) else _gaps_plainly
     with _frozen(model):
         for batch in progress(batches, desc=f"{material.behavior}: training at layer {layer}"):
             optimizer.zero_grad()
-            own = batch[processes.index() :: processes.count()]
-            if own:
-                _add_gradients(model, own, len(batch), lambda sign: Steering(layer, sign * size, w / w.norm()))
+            if own := batch[processes.index() :: processes.count()]:
+                unsteered, *steered = gaps(model, own, [Steering(layer, sign * size, w / w.norm()) for sign in (1, -1)])
+                change = SCALE * (torch.stack(steered) - unsteered)
+                loss = -logsigmoid(change * torch.tensor([[1.0], [-1.0]], device=change.device)).sum() / len(batch)
+                loss.backward()
             shares = processes.gather(None if w.grad is None else w.grad.cpu())
             w.grad = torch.stack([share for share in shares if share is not None]).sum(dim=0).to(w.device)
             optimizer.step()
     return (w.detach() / w.detach().norm() * start.norm()).cpu()
 
 
-def _add_gradients(
-    model: "LlamaWrapper",
-    pairs: Sequence[Sequence[AnswerTokens]],
-    n_pairs: int,
-    steering: Callable[[float], Steering],
-) -> None:
-    """Backward through the loss of some of a batch's `n_pairs` pairs, one sign after the other."""
-    with torch.no_grad():
-        before = _gaps(model, pairs, None)
-    for sign in (1.0, -1.0):
-        gaps = _gaps(model, pairs, steering(sign))
-        loss = -logsigmoid(sign * SCALE * (gaps - before)).sum() / n_pairs
-        loss.backward()
+def is_packable(model: "LlamaWrapper", pairs: Sequence[AnswerPair], steering: Steering) -> bool:
+    """Whether any of the pairs may share a pass behind their prefixes, which no gradient reaches."""
+    groups = packable_groups(model.runtime, pairs, [steering])
+    return len(groups) == 1 and len(groups[0]) == len(pairs)
 
 
-def _gaps(model: "LlamaWrapper", pairs: Sequence[Sequence[AnswerTokens]], steering: Steering | None) -> Tensor:
-    """Log-probability per token of each pair's matching answer minus that of the other, [n_pairs]."""
-    answers = [answer for pair in pairs for answer in pair]
+def _gaps_packed(model: "LlamaWrapper", pairs: Sequence[AnswerPair], steerings: Sequence[Steering]) -> Tensor:
+    """Log-probability per token of each pair's matching answer minus that of the other: unsteered, then under each
+    steering of one layer, [1 + n_steerings, n_pairs]."""
+    scores = BaseRows(model.runtime, pairs).score([(steering,) for steering in steerings])
+    return scores[:, 0::2] - scores[:, 1::2]
+
+
+def _gaps_plainly(model: "LlamaWrapper", pairs: Sequence[AnswerPair], steerings: Sequence[Steering]) -> Tensor:
+    """The same from whole sequences: the reference."""
+    answers = [answer for pair in pairs for answer in pair.answers]
     ids, mask = left_padded([answer.ids for answer in answers], model.runtime.pad_id, model.device)
     positions = mask.cumsum(1) - 1
     starts = torch.tensor([answer.steer_start for answer in answers], device=model.device)
-    rows = RowSteering([steering] * len(answers), model.layers)
-    rows.positions = (positions >= starts[:, None]) & mask.bool()
     longest = 1 + max(answer.n_answer for answer in answers)
-    with rows.applied():
-        logits = model.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions.clamp(min=0),
-            use_cache=False,
-            logits_to_keep=longest,
-        ).logits.float()
-    means = []
-    for row, answer in zip(logits, answers, strict=True):
-        n = answer.n_answer
-        targets = torch.tensor(answer.ids[-n:], device=row.device)
-        means.append(row[-n - 1 : -1].log_softmax(-1).gather(-1, targets[:, None]).mean())
-    both = torch.stack(means).view(-1, 2)
-    return both[:, 0] - both[:, 1]
+    found = []
+    for steering in (None, *steerings):
+        rows = RowSteering([steering] * len(answers), model.layers)
+        rows.positions = (positions >= starts[:, None]) & mask.bool()
+        with rows.applied():
+            logits = model.model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions.clamp(min=0),
+                use_cache=False,
+                logits_to_keep=longest,
+            ).logits
+        means = [
+            log_probabilities(row[-n - 1 : -1], torch.tensor(answer.ids[-n:], device=row.device)).mean()
+            for row, answer in zip(logits, answers, strict=True)
+            for n in [answer.n_answer]
+        ]
+        found.append(torch.stack(means[0::2]) - torch.stack(means[1::2]))
+    return torch.stack(found)
 
 
 @contextmanager
