@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from llama_wrapper import LlamaWrapper
-from tests.models import WINDOWED, build_wrapper, count_hooks, random_steerings, steered_logits
+from tests.models import (
+    ARCHITECTURES,
+    LONGROPE,
+    WINDOWED,
+    build_wrapper,
+    count_hooks,
+    random_steerings,
+    steered_logits,
+)
 from utils.data.records import ContrastPair
 from utils.errors import UserError
 from utils.model import reading, scoring
@@ -19,6 +27,7 @@ from utils.model.chat_format import PromptTokens
 from utils.model.generation import GenerationRow
 from utils.model.packing import PackedBatch
 from utils.model.pairs import PairTokens
+from utils.model.prefixes import FEWEST_COMMON
 from utils.model.runtime import Runtime
 from utils.model.steering import Steering
 
@@ -72,6 +81,44 @@ def calls_of(module: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str) -> 
 
     monkeypatch.setattr(module, name, counted)
     return sizes
+
+
+# --- what all items begin with ---
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, LONGROPE])
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_what_all_prompts_begin_with_runs_once(architecture: str, batch_size: int | None) -> None:
+    wrapper = build_wrapper(architecture)
+    before = "You are told to be brief. "
+    prompts = [wrapper.chat_format.encode_choice(before + question) for question in QUESTIONS]
+    letters = [[wrapper.chat_format.letter_id(letter) for letter in "AB"]] * len(prompts)
+    shapes: list[tuple[int, int]] = []
+    block = wrapper.layers[0].register_forward_hook(lambda _, __, output: shapes.append(tuple(output.shape[:2])))
+    found = dict(wrapper.score(prompts, STEERINGS, letters, batch_size))
+    block.remove()
+    n_opening = sum(len(set(column)) == 1 for column in zip(*(prompt.ids for prompt in prompts), strict=False))
+    if architecture != LONGROPE:  # some of its prompts are beyond the switch of positions
+        assert shapes[0][0] == 1 and FEWEST_COMMON <= shapes[0][1] <= n_opening
+    for index, (prompt, ids) in enumerate(zip(prompts, letters, strict=True)):
+        rows = [steered_logits(wrapper.model, prompt.ids, prompt.steer_start, one)[-1] for one in STEERINGS]
+        torch.testing.assert_close(found[index], torch.stack(rows).softmax(-1)[:, ids], rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])
+def test_what_all_pairs_begin_with_runs_once(architecture: str) -> None:
+    wrapper = build_wrapper(architecture)
+    pairs = [ContrastPair(f"You are told to be brief. {question}", "A", "B") for question in QUESTIONS]
+    shapes: list[tuple[int, int]] = []
+    block = wrapper.layers[0].register_forward_hook(lambda _, __, output: shapes.append(tuple(output.shape[:2])))
+    read = list(wrapper.answer_activations(pairs, [1, 3]))
+    block.remove()
+    assert shapes[0][0] == 1 and shapes[0][1] >= FEWEST_COMMON
+    plain = {i: halves for [i], *halves in wrapper.answer_activations_plainly(pairs, [1, 3])}
+    for indices, *halves in read:
+        for place, half in enumerate(halves):
+            wanted = torch.cat([plain[i][place] for i in indices])
+            torch.testing.assert_close(half, wanted, rtol=0, atol=1e-5)
 
 
 # --- the guard ---
@@ -326,11 +373,11 @@ def test_pairs_are_read_in_halves_where_memory_is_short(asked: Asked, monkeypatc
     real = reading.read_packed
     rows: list[int] = []
 
-    def limited(runtime: Runtime, pairs: Sequence[PairTokens], layers: Sequence[int]) -> Tensor:
+    def limited(runtime: Runtime, pairs: Sequence[PairTokens], *args: Any) -> Tensor:
         if len(pairs) > 3:
             raise torch.OutOfMemoryError("out of memory")
         rows.append(len(pairs))
-        return real(runtime, pairs, layers)
+        return real(runtime, pairs, *args)
 
     monkeypatch.setattr(reading, "read_packed", limited)
     asked.assert_activations_right()

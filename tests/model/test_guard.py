@@ -157,8 +157,8 @@ def test_pairs_are_compared_during_a_run(monkeypatch: pytest.MonkeyPatch) -> Non
     always_due(monkeypatch)
     real = reading.read_packed
 
-    def wrong(runtime: Runtime, pairs: Sequence[Any], layers: Sequence[int]) -> Tensor:
-        return real(runtime, pairs, layers) * 1.01
+    def wrong(runtime: Runtime, pairs: Sequence[Any], *args: Any) -> Tensor:
+        return real(runtime, pairs, *args) * 1.01
 
     monkeypatch.setattr(reading, "read_packed", wrong)
     with pytest.raises(UserError, match=r"pair \d: the packed pass differs from the plain one"):

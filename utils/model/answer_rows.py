@@ -24,7 +24,7 @@ from transformers import DynamicCache
 from utils.model.architectures import logit_scale
 from utils.model.chat_format import AnswerTokens
 from utils.model.packing import LayerInputs
-from utils.model.prefixes import run_prefixes
+from utils.model.prefixes import SharedPrefixes, run_prefixes
 from utils.model.runtime import Runtime
 from utils.model.steering import Steering, hidden_of, output_hooks, with_hidden
 
@@ -159,7 +159,7 @@ class BaseRows:
                 input_ids=self.input_ids,
                 attention_mask=self._mask,
                 position_ids=self.position_ids,
-                past_key_values=_SharedPrefixes(self._prefix, rows_per_prefix=self._rows_per_prefix),
+                past_key_values=SharedPrefixes(self._prefix, rows_per_prefix=self._rows_per_prefix),
                 use_cache=True,
             )[0]
         return hidden.unflatten(0, (1 + len(combinations), -1))
@@ -171,24 +171,6 @@ class BaseRows:
         for some in hidden.split(LOGITS_AT_ONCE):
             logits = head(some) * scale.factor
             yield logits if scale.softcap is None else torch.tanh(logits / scale.softcap) * scale.softcap
-
-
-class _SharedPrefixes(DynamicCache):
-    """Keys and values of prefixes, handed to every row behind them; what rows add is not kept."""
-
-    def __init__(self, prefixes: DynamicCache, rows_per_prefix: int) -> None:
-        super().__init__()
-        self.layers = prefixes.layers
-        self._rows_per_prefix = rows_per_prefix
-
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
-        layer: Any = self.layers[layer_idx]
-        return self._behind(layer.keys, key_states), self._behind(layer.values, value_states)
-
-    def _behind(self, prefix: Tensor, states: Tensor) -> Tensor:
-        rows = prefix.repeat_interleave(self._rows_per_prefix, dim=0)
-        copies = states.shape[0] // rows.shape[0]
-        return torch.cat([rows.repeat(copies, 1, 1, 1), states], dim=2)
 
 
 @contextmanager

@@ -2,10 +2,11 @@
 
 A packed sequence is a prefix followed by tails, each `tail_length` tokens long:
 
-    [ prefix, left-padded | tail 0 | tail 1 | ... ]
+    (opening, once for all rows) [ prefix, left-padded | tail 0 | tail 1 | ... ]
 
 Every tail attends to the prefix and to itself, under a 4-D mask, with the position ids it would have
-right behind the prefix. Keys and values of the prefix are thereby computed once for all tails.
+right behind the prefix. Keys and values of the prefix are thereby computed once for all tails, and those of
+an opening that the prefixes have in common once for all rows.
 """
 
 import inspect
@@ -18,7 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from transformers import DynamicCache
 
+from utils.model.prefixes import SharedPrefixes
 from utils.model.steering import Steering, hidden_of, with_hidden
 
 
@@ -32,15 +35,19 @@ class PackedBatch:
         pad_id: int,
         device: torch.device,
         dtype: torch.dtype,
+        opening: DynamicCache | None = None,
     ) -> None:
         """
         Args:
-            prefixes: One token sequence a row.
+            prefixes: One token sequence a row, with the opening.
             tails: For each row its tails; the same number everywhere.
             pad_id: Fills the left of shorter prefixes and the right of shorter tails; no token attends to it.
             device: Where the inputs go.
             dtype: The model's, for the mask.
+            opening: Keys and values of what all prefixes begin with; they are not run again.
         """
+        self.opening, self.n_opening = opening, opening.get_seq_length() if opening else 0
+        prefixes = [prefix[self.n_opening :] for prefix in prefixes]
         self.prefix_length = max(len(prefix) for prefix in prefixes)
         self.n_tails = len(tails[0])
         self.tail_length = max(len(tail) for row_tails in tails for tail in row_tails)
@@ -52,9 +59,9 @@ class PackedBatch:
             tail_positions = range(len(prefix), len(prefix) + self.tail_length)
             positions.append([*[0] * padding, *range(len(prefix)), *[*tail_positions] * self.n_tails])
         self.input_ids = torch.tensor(rows, device=device)  # [batch, seq_len]
-        self.position_ids = torch.tensor(positions, device=device)  # [batch, seq_len]
+        self.position_ids = self.n_opening + torch.tensor(positions, device=device)  # [batch, seq_len]
         lengths = torch.tensor([len(prefix) for prefix in prefixes], device=device)
-        self.attention_mask = self._build_mask(lengths, device, dtype)  # [batch, 1, seq_len, seq_len]
+        self.attention_mask = self._build_mask(lengths, device, dtype)  # [batch, 1, seq_len, n_opening + seq_len]
 
     @property
     def sequence_length(self) -> int:
@@ -66,11 +73,13 @@ class PackedBatch:
         return torch.arange(first, self.sequence_length, self.tail_length, device=self.input_ids.device)
 
     def model_inputs(self) -> dict[str, Any]:
+        cache = SharedPrefixes(self.opening, rows_per_prefix=len(self.input_ids)) if self.opening else None
         return {
             "input_ids": self.input_ids,
             "attention_mask": self.attention_mask,
             "position_ids": self.position_ids,
-            "use_cache": False,
+            "past_key_values": cache,
+            "use_cache": cache is not None,
         }
 
     def _build_mask(self, prefix_lengths: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -82,6 +91,7 @@ class PackedBatch:
         is_padding = column[None, :] < (self.prefix_length - prefix_lengths)[:, None]  # [batch, keys]
         allowed = visible[None] & ~is_padding[:, None, :]
         allowed |= torch.eye(self.sequence_length, dtype=torch.bool, device=device)  # padding sees itself: no empty row
+        allowed = nn.functional.pad(allowed, (self.n_opening, 0), value=True)
         blocked = torch.finfo(dtype).min
         return torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill(~allowed, blocked)[:, None]
 
@@ -104,7 +114,7 @@ def tails_enter_late(
     length = batch.prefix_length + batch.tail_length
     with ExitStack() as stack:
         for index, layer in enumerate(layers):
-            narrow = partial(_narrowed, full_length=batch.sequence_length, length=length)
+            narrow = partial(_narrowed, batch=batch, length=length)
             stack.callback(LayerInputs(layer).changed_by(narrow).remove)
             edits = _edits_at(index, combinations)
             if edits:
@@ -156,13 +166,14 @@ def _edit_tails(batch: PackedBatch, edits: Sequence[_TailEdit]) -> Callable[...,
     return hook
 
 
-# where a decoder block's inputs have the sequence, as dimensions
+# where a decoder block's inputs have the sequence, as dimensions; keys have the opening before it
 _SEQUENCE_DIMENSIONS = {
     "hidden_states": (1,),
-    "attention_mask": (-2, -1),
+    "attention_mask": (-2,),
     "position_ids": (-1,),
     "position_embeddings": (-2,),
 }
+_KEY_DIMENSIONS = {"attention_mask": (-1,)}
 
 
 class LayerInputs:
@@ -187,9 +198,10 @@ class LayerInputs:
         return self.layer.register_forward_pre_hook(hook, with_kwargs=True)
 
 
-def _narrowed(name: str, value: Tensor, full_length: int, length: int) -> Tensor:
+def _narrowed(name: str, value: Tensor, batch: PackedBatch, length: int) -> Tensor:
     """An input of a block, cut down to the first `length` columns."""
-    for dimension in _SEQUENCE_DIMENSIONS.get(name, ()):
-        if value.shape[dimension] == full_length:
-            value = value.narrow(dimension, 0, length)
+    for before, dimensions in ((0, _SEQUENCE_DIMENSIONS), (batch.n_opening, _KEY_DIMENSIONS)):
+        for dimension in dimensions.get(name, ()):
+            if value.shape[dimension] == before + batch.sequence_length:
+                value = value.narrow(dimension, 0, before + length)
     return value

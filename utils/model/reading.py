@@ -5,10 +5,12 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from utils.model import processes
 from utils.model.packing import PackedBatch
 from utils.model.pairs import HalfTokens, PairTokens, read_mask
+from utils.model.prefixes import run_opening
 from utils.model.runtime import Runtime
 from utils.model.steering import capture_outputs
 
@@ -21,23 +23,25 @@ def read_pairs(
 ) -> Iterator[PairBatch]:
     """See `LlamaWrapper.answer_activations`."""
 
-    def read(batch: list[int]) -> Tensor:
-        return read_packed(runtime, [pairs[i] for i in batch], layers)
+    def read(batch: list[int], opening: DynamicCache | None) -> Tensor:
+        return read_packed(runtime, [pairs[i] for i in batch], layers, opening)
 
     lengths = [pair.longest for pair in pairs]
     packable = [i for i in runtime.packable(lengths) if not runtime.switches_within(pairs[i].shortest, lengths[i])]
     groups = runtime.apart(packable, lengths)
-    if groups and not _is_exact(runtime, [pairs[i] for i in groups[0]], layers):
+    openings = [_opening(runtime, [pairs[i] for i in group]) for group in groups]
+    if groups and not _is_exact(runtime, [pairs[i] for i in groups[0]], layers, openings[0]):
         packable, groups = [], []
     watch = runtime.guard.watch("reading")
-    for group in groups:
-        widths = [pairs[i].packed_length for i in group]
-        for batch, halves in runtime.batcher.run(group, widths, read, batch_size, skip):
+    for group, opening in zip(groups, openings, strict=False):
+        once = opening.get_seq_length() if opening else 0
+        widths = [pairs[i].packed_length - once for i in group]
+        for batch, halves in runtime.batcher.run(group, widths, partial(read, opening=opening), batch_size, skip):
             if watch.is_due:
                 first = batch[0]
                 watch.compare(
                     halves[0],
-                    partial(lambda i: read([i])[0], first),
+                    partial(lambda i, opening: read([i], opening)[0], first, opening),
                     partial(read_plainly, runtime, pairs[first], layers),
                     f"pair {first}",
                     by_row=True,
@@ -47,6 +51,11 @@ def read_pairs(
     done = {place for place, i in enumerate(rest) if i in skip}
     for batch, positive, negative in read_pairs_plainly(runtime, [pairs[i] for i in rest], layers, done):
         yield [rest[i] for i in batch], positive, negative
+
+
+def _opening(runtime: Runtime, pairs: Sequence[PairTokens]) -> DynamicCache | None:
+    """Keys and values of what the pairs' prefixes begin with, where that saves work."""
+    return run_opening(runtime.model, [pair.prefix for pair in pairs], max(pair.longest for pair in pairs))
 
 
 def read_pairs_plainly(
@@ -75,10 +84,15 @@ def _read_half(runtime: Runtime, half: HalfTokens, layers: Sequence[int]) -> Ten
 
 
 @torch.no_grad()
-def read_packed(runtime: Runtime, pairs: Sequence[PairTokens], layers: Sequence[int]) -> Tensor:
-    """Both halves of pairs in one pass, [batch, 2, n_layers, d_model], float32, on the CPU."""
+def read_packed(
+    runtime: Runtime, pairs: Sequence[PairTokens], layers: Sequence[int], opening: DynamicCache | None = None
+) -> Tensor:
+    """Both halves of pairs in one pass, [batch, 2, n_layers, d_model], float32, on the CPU.
+
+    `opening`: of what all of them begin with; it is not run again.
+    """
     prefixes, tails = [pair.prefix for pair in pairs], [pair.tails for pair in pairs]
-    packed = PackedBatch(prefixes, tails, runtime.pad_id, runtime.device, runtime.dtype)
+    packed = PackedBatch(prefixes, tails, runtime.pad_id, runtime.device, runtime.dtype, opening)
     is_read = read_mask(pairs, packed.tail_length)
     weights = (is_read / is_read.sum(dim=-1, keepdim=True)).flatten(0, 1)[:, None]  # [batch x 2, 1, tail]
 
@@ -93,13 +107,15 @@ def read_packed(runtime: Runtime, pairs: Sequence[PairTokens], layers: Sequence[
     return streams.unflatten(0, (len(pairs), 2))
 
 
-def _is_exact(runtime: Runtime, pairs: Sequence[PairTokens], layers: Sequence[int]) -> bool:
+def _is_exact(
+    runtime: Runtime, pairs: Sequence[PairTokens], layers: Sequence[int], opening: DynamicCache | None
+) -> bool:
     """Whether the shortest pair, padded by the longest, is read as it is read alone."""
     sample = [min(pairs, key=lambda pair: pair.longest), max(pairs, key=lambda pair: pair.longest)]
 
     def packed() -> Tensor:
         read = runtime.batcher.run_halving(
-            [0, 1], lambda batch: read_packed(runtime, [sample[i] for i in batch], layers)
+            [0, 1], lambda batch: read_packed(runtime, [sample[i] for i in batch], layers, opening)
         )
         return next(read)[1][0]
 

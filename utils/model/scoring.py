@@ -8,11 +8,13 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from utils.model import processes
 from utils.model.chat_format import PromptTokens
 from utils.model.packing import PackedBatch, tails_enter_late
 from utils.model.padding import left_padded
+from utils.model.prefixes import run_opening
 from utils.model.runtime import Runtime
 from utils.model.steering import RowSteering, Steerings, as_tuple, edit_outputs_only
 
@@ -32,19 +34,23 @@ def score(
     packable = runtime.packable([len(prompt) for prompt in prompts])
     packable = [i for i in packable if prompts[i].n_steered <= LONGEST_PACKED_TAIL and edit_outputs_only(steerings)]
     groups = _groups(runtime, prompts, packable)
-    if groups and not _is_exact(runtime, [(prompts[i], token_ids[i]) for i in groups[0]], steerings):
+    openings = [_opening(runtime, [prompts[i] for i in group]) for group in groups]
+    if groups and not _is_exact(runtime, [(prompts[i], token_ids[i]) for i in groups[0]], steerings, openings[0]):
         packable, groups = [], []
 
-    def score_batch(batch: list[int]) -> list[Tensor]:
-        return score_packed(runtime, [prompts[i] for i in batch], steerings, [token_ids[i] for i in batch])
+    def score_batch(batch: list[int], opening: DynamicCache | None) -> list[Tensor]:
+        return score_packed(runtime, [prompts[i] for i in batch], steerings, [token_ids[i] for i in batch], opening)
 
     def score_alone(i: int) -> Tensor:
         return next(score_plainly(runtime, [prompts[i]], steerings, [token_ids[i]], batch_size, (), shared=False))[1]
 
     watch = runtime.guard.watch("scoring")
-    for group in groups:
-        widths = [len(prompts[i]) + len(steerings) * prompts[i].n_steered for i in group]
-        for batch, scores in runtime.batcher.run(group, widths, score_batch, batch_size, skip):
+    for group, opening in zip(groups, openings, strict=False):
+        once = opening.get_seq_length() if opening else 0
+        widths = [len(prompts[i]) - once + len(steerings) * prompts[i].n_steered for i in group]
+        for batch, scores in runtime.batcher.run(
+            group, widths, partial(score_batch, opening=opening), batch_size, skip
+        ):
             for i, scored in zip(batch, scores, strict=True):
                 if i in skip:
                     continue
@@ -55,7 +61,7 @@ def score(
                     row = watch.n_compared % len(steerings)  # a different combination each time
                     watch.compare(
                         scored[row],
-                        partial(lambda i, row: score_batch([i])[0][row], i, row),
+                        partial(lambda i, row, opening: score_batch([i], opening)[0][row], i, row, opening),
                         partial(_one_row, runtime, prompts[i], steerings[row], token_ids[i]),
                         f"item {i}",
                     )
@@ -74,6 +80,11 @@ def _groups(runtime: Runtime, prompts: Sequence[PromptTokens], items: Sequence[i
     for n_steered in sorted({prompts[i].n_steered for i in items}):
         groups += runtime.apart([i for i in items if prompts[i].n_steered == n_steered], lengths)
     return groups
+
+
+def _opening(runtime: Runtime, prompts: Sequence[PromptTokens]) -> DynamicCache | None:
+    """Keys and values of what the prompts' unsteered parts begin with, where that saves work."""
+    return run_opening(runtime.model, [prompt.ids[: prompt.steer_start] for prompt in prompts], max(map(len, prompts)))
 
 
 def score_plainly(
@@ -112,13 +123,17 @@ def score_packed(
     prompts: Sequence[PromptTokens],
     steerings: Sequence[Steerings],
     token_ids: Sequence[Sequence[int]],
+    opening: DynamicCache | None = None,
 ) -> list[Tensor]:
-    """Scores of prompts with equally many steered tokens, in one pass; each [len(steerings), n_tokens]."""
+    """Scores of prompts with equally many steered tokens, in one pass; each [len(steerings), n_tokens].
+
+    `opening`: of what all of them begin with; it is not run again.
+    """
     combinations = [tuple(one.placed(runtime.device) for one in as_tuple(row)) for row in steerings]
     steered = sorted((i for i, row in enumerate(combinations) if row), key=lambda i: combinations[i][0].layer)
     prefixes = [prompt.ids[: prompt.steer_start] for prompt in prompts]
     tails = [[prompt.ids[prompt.steer_start :]] * (1 + len(steered)) for prompt in prompts]
-    packed = PackedBatch(prefixes, tails, runtime.pad_id, runtime.device, runtime.dtype)
+    packed = PackedBatch(prefixes, tails, runtime.pad_id, runtime.device, runtime.dtype, opening)
     with tails_enter_late(packed, runtime.layers, [combinations[i] for i in steered]):
         logits = runtime.model(**packed.model_inputs(), logits_to_keep=packed.tail_ends()).logits
     tail_of = {i: 1 + place for place, i in enumerate(steered)}  # unsteered ones read tail 0
@@ -155,7 +170,10 @@ def _one_row(runtime: Runtime, prompt: PromptTokens, steering: Steerings, token_
 
 
 def _is_exact(
-    runtime: Runtime, asked: Sequence[tuple[PromptTokens, Sequence[int]]], steerings: Sequence[Steerings]
+    runtime: Runtime,
+    asked: Sequence[tuple[PromptTokens, Sequence[int]]],
+    steerings: Sequence[Steerings],
+    opening: DynamicCache | None,
 ) -> bool:
     """Whether the shortest prompt, padded by the longest, scores what it scores alone.
 
@@ -177,7 +195,8 @@ def _is_exact(
     def packed() -> Tensor:
         both = [prompt, longest]
         passes = runtime.batcher.run_halving(
-            [0, 1], lambda batch: score_packed(runtime, [both[i] for i in batch], kept, [token_ids] * len(batch))
+            [0, 1],
+            lambda batch: score_packed(runtime, [both[i] for i in batch], kept, [token_ids] * len(batch), opening),
         )
         return next(passes)[1][0]
 
