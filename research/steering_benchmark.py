@@ -148,7 +148,7 @@ def run(args: argparse.Namespace) -> int:
 
         is_judged = judge_answers(results, request.judge, request.command)
     sys.stdout.write("".join(f"{line}\n" for line in write_results(results)))
-    n_units = len(request.behaviors) * len(request.methods)
+    n_units = len(request.behaviors) * (len(request.methods) + request.transfer)
     log.info("measured %d units, took %d that were there", n_waiting, n_units - n_waiting)
     return EXIT_DONE if is_judged else EXIT_FAILED
 
