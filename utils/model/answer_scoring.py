@@ -96,6 +96,11 @@ def _one_combination(runtime: Runtime, pair: AnswerPair, steering: Steerings) ->
 @torch.no_grad()
 def score_rows(runtime: Runtime, answers: Sequence[AnswerTokens], steerings: Sequence[Steerings]) -> Tensor:
     """Mean log-probability of each row's answer tokens, [batch], from whole sequences with the model's own logits."""
+    return scores_of_rows(runtime, answers, steerings).cpu()
+
+
+def scores_of_rows(runtime: Runtime, answers: Sequence[AnswerTokens], steerings: Sequence[Steerings]) -> Tensor:
+    """The same on the model's device, and with its gradient where one is wanted."""
     ids, mask = left_padded([answer.ids for answer in answers], runtime.pad_id, runtime.device)
     starts = torch.tensor([answer.steer_start for answer in answers], device=runtime.device)
     positions = mask.cumsum(1) - 1
@@ -114,7 +119,7 @@ def score_rows(runtime: Runtime, answers: Sequence[AnswerTokens], steerings: Seq
     for row, answer in zip(logits, answers, strict=True):
         n = answer.n_answer
         means.append(log_probabilities(row[-n - 1 : -1], torch.tensor(answer.ids[-n:], device=row.device)).mean())
-    return torch.stack(means).cpu()
+    return torch.stack(means)
 
 
 @torch.no_grad()

@@ -20,10 +20,9 @@ from torch.nn.functional import logsigmoid
 from utils.cli.progress import progress
 from utils.evaluation.preferences import answer_pair
 from utils.model import processes
-from utils.model.answer_rows import AnswerPair, BaseRows, log_probabilities
-from utils.model.answer_scoring import packable_groups
-from utils.model.padding import left_padded
-from utils.model.steering import RowSteering, Steering
+from utils.model.answer_rows import AnswerPair, BaseRows
+from utils.model.answer_scoring import packable_groups, scores_of_rows
+from utils.model.steering import Steering
 from utils.vectors.norms import layer_norms
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def train_direction(material: "Material", layer: int) -> Tensor:
 
 
 def is_packable(model: "LlamaWrapper", pairs: Sequence[AnswerPair], steering: Steering) -> bool:
-    """Whether any of the pairs may share a pass behind their prefixes, which no gradient reaches."""
+    """Whether all of the pairs may share passes behind their prefixes, which no gradient reaches."""
     groups = packable_groups(model.runtime, pairs, [steering])
     return len(groups) == 1 and len(groups[0]) == len(pairs)
 
@@ -84,29 +83,9 @@ def _gaps_packed(model: "LlamaWrapper", pairs: Sequence[AnswerPair], steerings: 
 def _gaps_plainly(model: "LlamaWrapper", pairs: Sequence[AnswerPair], steerings: Sequence[Steering]) -> Tensor:
     """The same from whole sequences: the reference."""
     answers = [answer for pair in pairs for answer in pair.answers]
-    ids, mask = left_padded([answer.ids for answer in answers], model.runtime.pad_id, model.device)
-    positions = mask.cumsum(1) - 1
-    starts = torch.tensor([answer.steer_start for answer in answers], device=model.device)
-    longest = 1 + max(answer.n_answer for answer in answers)
-    found = []
-    for steering in (None, *steerings):
-        rows = RowSteering([steering] * len(answers), model.layers)
-        rows.positions = (positions >= starts[:, None]) & mask.bool()
-        with rows.applied():
-            logits = model.model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions.clamp(min=0),
-                use_cache=False,
-                logits_to_keep=longest,
-            ).logits
-        means = [
-            log_probabilities(row[-n - 1 : -1], torch.tensor(answer.ids[-n:], device=row.device)).mean()
-            for row, answer in zip(logits, answers, strict=True)
-            for n in [answer.n_answer]
-        ]
-        found.append(torch.stack(means[0::2]) - torch.stack(means[1::2]))
-    return torch.stack(found)
+    rows = [[steering] * len(answers) for steering in (None, *steerings)]
+    scores = torch.stack([scores_of_rows(model.runtime, answers, row) for row in rows])
+    return scores[:, 0::2] - scores[:, 1::2]
 
 
 @contextmanager
