@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 
 CONFIDENCE = 0.95
 
@@ -48,8 +49,17 @@ def jackknife_estimate(value: float, without: Sequence[float]) -> Estimate:
         value: Of all items.
         without: Without each of them.
     """
+    return _student(value, jackknife_error(without), len(without))
+
+
+def student_estimate(values: Sequence[float]) -> Estimate:
+    """The mean of one or more values with Student's interval; of one value there is none."""
+    n = len(values)
+    return _student(fmean(values), stdev(values) / math.sqrt(n) if n > 1 else math.nan, n)
+
+
+def _student(value: float, error: float, n: int) -> Estimate:
     from scipy import stats
 
-    n = len(without)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * jackknife_error(without) if n > 1 else math.nan
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error if n > 1 else math.nan
     return Estimate(value, value - half, value + half, n, n)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import stats
 
-from utils.data.estimates import CONFIDENCE, Estimate, share_estimate
+from utils.data.estimates import CONFIDENCE, Estimate, share_estimate, student_estimate
 from utils.evaluation.chosen import holm
 from utils.evaluation.metrics import item_slopes, mean_estimates, steerabilities
 from utils.evaluation.paired_tests import paired_tests
@@ -212,12 +212,8 @@ def over_draws(draws: FloatArray) -> tuple[Estimate, float]:
     Over draws, not items: a single random vector may well move all items one way; which way is chance.
     """
     means = draws.mean(axis=1)
-    n = len(means)
-    if n < 2:
-        return Estimate(float(means.mean()), np.nan, np.nan, n, n), np.nan
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * means.std(ddof=1) / np.sqrt(n))
-    value = float(means.mean())
-    return Estimate(value, value - half, value + half, n, n), float(stats.ttest_1samp(means, 0.0).pvalue)
+    p_value = float(stats.ttest_1samp(means, 0.0).pvalue) if len(means) > 1 else np.nan
+    return student_estimate(means.tolist()), p_value
 
 
 def _row(

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from utils.data.estimates import CONFIDENCE, Estimate
+from utils.data.estimates import Estimate, student_estimate
 from utils.errors import UserError
 from utils.figures.style import PAGE_WIDTH, figure_style, log_written, new_figure, save_figure, set_title
 from utils.files.tables import Table
@@ -132,16 +132,11 @@ def _minus(one: float | None, other: float | None) -> float:
 
 def mean_of_few(values: Sequence[float]) -> Estimate:
     """The mean with Student's interval; none for fewer than three."""
-    from scipy import stats
-
     n = len(values)
     if not n or not np.isfinite(values).all():
         return Estimate(math.nan, math.nan, math.nan, 0, n)
-    mean = float(np.mean(values))
-    if n < 3:
-        return Estimate(mean, math.nan, math.nan, n, n)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
-    return Estimate(mean, mean - half, mean + half, n, n)
+    found = student_estimate(values)
+    return found if n >= 3 else replace(found, low=math.nan, high=math.nan)
 
 
 def cells_of(measured: Sequence[Measured], rows: Sequence[TopRows]) -> list[Cell]:
