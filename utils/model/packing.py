@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache
 
-from utils.model.prefixes import SharedPrefixes
+from utils.model.prefixes import SharedPrefixes, n_tokens
 from utils.model.steering import Steering, hidden_of, with_hidden
 
 
@@ -46,7 +46,7 @@ class PackedBatch:
             dtype: The model's, for the mask.
             opening: Keys and values of what all prefixes begin with; they are not run again.
         """
-        self.opening, self.n_opening = opening, opening.get_seq_length() if opening else 0
+        self.opening, self.n_opening = opening, n_tokens(opening)
         prefixes = [prefix[self.n_opening :] for prefix in prefixes]
         self.prefix_length = max(len(prefix) for prefix in prefixes)
         self.n_tails = len(tails[0])

@@ -63,6 +63,11 @@ def run_opening(model: "PreTrainedModel", prefixes: Sequence[Sequence[int]], lon
     return cache
 
 
+def n_tokens(opening: DynamicCache | None) -> int:
+    """Tokens of an opening; 0 where there is none."""
+    return 0 if opening is None else opening.get_seq_length()
+
+
 class SharedPrefixes(DynamicCache):
     """Keys and values of prefixes, handed to every row behind them; what rows add is not kept."""
 

@@ -10,7 +10,7 @@ from transformers import DynamicCache
 from utils.model import processes
 from utils.model.packing import PackedBatch
 from utils.model.pairs import HalfTokens, PairTokens, read_mask
-from utils.model.prefixes import run_opening
+from utils.model.prefixes import n_tokens, run_opening
 from utils.model.runtime import Runtime
 from utils.model.steering import capture_outputs
 
@@ -34,7 +34,7 @@ def read_pairs(
         packable, groups = [], []
     watch = runtime.guard.watch("reading")
     for group, opening in zip(groups, openings, strict=False):
-        once = opening.get_seq_length() if opening else 0
+        once = n_tokens(opening)
         widths = [pairs[i].packed_length - once for i in group]
         for batch, halves in runtime.batcher.run(group, widths, partial(read, opening=opening), batch_size, skip):
             if watch.is_due:

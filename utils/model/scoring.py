@@ -14,7 +14,7 @@ from utils.model import processes
 from utils.model.chat_format import PromptTokens
 from utils.model.packing import PackedBatch, tails_enter_late
 from utils.model.padding import left_padded
-from utils.model.prefixes import run_opening
+from utils.model.prefixes import n_tokens, run_opening
 from utils.model.runtime import Runtime
 from utils.model.steering import RowSteering, Steerings, as_tuple, edit_outputs_only
 
@@ -46,7 +46,7 @@ def score(
 
     watch = runtime.guard.watch("scoring")
     for group, opening in zip(groups, openings, strict=False):
-        once = opening.get_seq_length() if opening else 0
+        once = n_tokens(opening)
         widths = [len(prompts[i]) - once + len(steerings) * prompts[i].n_steered for i in group]
         for batch, scores in runtime.batcher.run(
             group, widths, partial(score_batch, opening=opening), batch_size, skip
